@@ -1,0 +1,1 @@
+"""funnelrec: from an events table and a catalogue to a recommender."""
