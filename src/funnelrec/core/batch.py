@@ -33,6 +33,7 @@ class Batch(Mapping[str, Tensor]):
     __slots__ = ("_tensors",)
 
     def __init__(self, **tensors: Tensor) -> None:
+        self._tensors: dict[str, Tensor]
         sizes = {name: tensor.shape[0] for name, tensor in tensors.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"all tensors of a batch need the same first dimension, received {sizes}")

@@ -124,7 +124,8 @@ def _field_from_dict(data: Mapping[str, Any]) -> Field:
     kind = data.get("kind")
     if kind not in FIELD_KINDS:
         raise ValueError(f"a field's kind must be one of {', '.join(FIELD_KINDS)}, received {kind!r}")
-    return _from_dict(FIELD_KINDS[kind], {k: v for k, v in data.items() if k != "kind"})
+    field: Field = _from_dict(FIELD_KINDS[kind], {k: v for k, v in data.items() if k != "kind"})
+    return field
 
 
 def _field_to_dict(field: Field) -> dict[str, Any]:
@@ -171,7 +172,9 @@ class Schema:
         if twice:
             raise ValueError(f"column '{twice[0]}' is named twice in the schema; each column has one meaning")
         if (self.user is None) != (self.item is None):
-            raise ValueError(f"a schema names both user and item or neither, received user={self.user} item={self.item}")
+            raise ValueError(
+                f"a schema names both user and item or neither, received user={self.user} item={self.item}"
+            )
         if self.user is None and (self.users or self.items):
             raise ValueError("fields of users or items need the columns 'user' and 'item' of the events table")
 
