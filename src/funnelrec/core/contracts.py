@@ -48,11 +48,16 @@ class Matcher(Protocol):
     """A retriever that is no vectors (item-CF, popularity), or a vector matcher joined to its index. match/
 
     Returns item rows, best first, and their scores; where fewer than k items qualify, row 0 and -inf fill the rest.
-    `exclude` int64 [B, X] holds item rows that must not be returned (0 = nothing). Ties go to the lower row.
+    `exclude` int64 [B, X] holds item rows that must not be returned (0 = nothing), `allowed` bool [N] those that may.
+    Ties go to the lower row.
     """
 
     def recommend(
-        self, batch: Batch, k: int, exclude: Int[Tensor, "B X"] | None = None
+        self,
+        batch: Batch,
+        k: int,
+        exclude: Int[Tensor, "B X"] | None = None,
+        allowed: Bool[Tensor, "N"] | None = None,
     ) -> tuple[Int[Tensor, "B k"], Float[Tensor, "B k"]]: ...
 
 
