@@ -1,0 +1,50 @@
+"""Capsules: squash and routing by agreement (Sabour et al. 2017, arXiv:1710.09829).
+
+`route` serves MIND and ComiRec-DR (capsules = interests, inputs = history items) and capsule networks for pictures
+(capsules = classes, inputs = primary capsules).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+__all__ = ["route", "squash"]
+
+
+def squash(s: Float[Tensor, "*shape D"], eps: float = 1e-8) -> Float[Tensor, "*shape D"]:
+    """‖s‖²/(1 + ‖s‖²) · s/‖s‖: the direction of s, a length below 1. `eps` keeps the gradient finite at s = 0."""
+    squared = s.square().sum(-1, keepdim=True)
+    return s * (squared / ((1 + squared) * torch.sqrt(squared + eps)))
+
+
+def route(
+    votes: Float[Tensor, "B L K D"],
+    mask: Bool[Tensor, "B L"] | None = None,
+    logits: Float[Tensor, "#B L K"] | None = None,
+    *,
+    iterations: int = 3,
+    detach: bool = True,
+) -> Float[Tensor, "B K D"]:
+    """K capsules from the votes that L inputs cast for each of them, one routing per example.
+
+    Each iteration: c = softmax of the logits over the K capsules (0 at padded inputs), s_k = Σ_l c_lk votes_lk,
+    v_k = squash(s_k), and, but for the last one, logits_lk += ⟨v_k, votes_lk⟩. `logits` is where they start (zeros
+    when absent). With `detach` only the last iteration passes a gradient to the votes; the values are the same.
+    """
+    if iterations < 1:
+        raise ValueError(f"routing needs at least 1 iteration, received {iterations}")
+    agreement = votes.new_zeros(votes.shape[:3]) if logits is None else logits.expand(votes.shape[:3])  # (B, L, K)
+    fixed = votes.detach() if detach else votes
+    for _ in range(iterations - 1):
+        v = squash(_gather_votes(agreement, fixed, mask))  # (B, K, D)
+        agreement = agreement + torch.einsum("bkd,blkd->blk", v, fixed)
+    return squash(_gather_votes(agreement, votes, mask))
+
+
+def _gather_votes(logits: Tensor, votes: Tensor, mask: Tensor | None) -> Tensor:
+    c = torch.softmax(logits, dim=-1)  # (B, L, K), over the capsules: an input divides its vote among them
+    if mask is not None:
+        c = c.masked_fill(~mask.unsqueeze(-1), 0.0)
+    return torch.einsum("blk,blkd->bkd", c, votes)  # (B, K, D)

@@ -1,0 +1,178 @@
+"""Embedding tables whose cost per step depends on the batch and not on the number of rows.
+
+`Table` is one matrix of vectors; `FieldEmbedding` turns `Batch.ids` and `Batch.numbers` into one vector per field,
+with a single gather from one fused table (row layout: `CategorySpec`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from funnelrec.core.batch import Batch
+from funnelrec.core.schema import CategorySpec, Spec
+from funnelrec.core.shapes import PADDING
+
+__all__ = ["FieldEmbedding", "Table", "suggested_dim"]
+
+
+def suggested_dim(n: int, rule: Literal["log2", "root4"] = "log2", k: float = 6.0) -> int:
+    """A width for the vectors of `n` values: ⌈log2 n⌉, or ⌈k · n^¼⌉ (k = 6 in DCN, arXiv:1708.05123). At least 1."""
+    if n < 1:
+        raise ValueError(f"the number of values must be at least 1, received {n}")
+    if rule == "log2":
+        return max(1, math.ceil(math.log2(n)))
+    if rule == "root4":
+        return max(1, math.ceil(k * math.pow(n, 0.25)))
+    raise ValueError(f"rule must be 'log2' or 'root4', received {rule!r}")
+
+
+def _eager_look_up(ids: Tensor, weight: Tensor, padding: int | None, sparse: bool) -> Tensor:
+    return F.embedding(ids, weight, padding_idx=padding, sparse=sparse)
+
+
+# The compiled backward of a look-up on CPU can return wrong gradients (torch 2.13 inductor, vectorised scatter), so
+# the look-up always runs eagerly and only the dense body of a model is compiled.
+_look_up: Callable[[Tensor, Tensor, int | None, bool], Tensor] = torch.compiler.disable(_eager_look_up)
+
+
+class Table(nn.Module):
+    """`rows` vectors of width `dim`, drawn from N(0, std²).
+
+    The gradient of `weight` is sparse (COO, one entry for every id looked up), so backward and the optimisers of
+    learn/optim.py touch only the rows of the batch. Set `dense = True` for an ordinary gradient, e.g. for an item
+    table under a full softmax, where every row gets a gradient anyway.
+    With `padding`, row 0 is zero and receives no gradient. An initialiser run over all weights must spare it.
+    """
+
+    def __init__(self, rows: int, dim: int, *, std: float = 0.01, padding: bool = True, dense: bool = False) -> None:
+        super().__init__()
+        if rows < 1 or dim < 1:
+            raise ValueError(f"a table needs at least one row and one column, received rows={rows}, dim={dim}")
+        self.rows = rows
+        self.dim = dim
+        self.std = std
+        self.padding = padding
+        self.dense = dense
+        self.weight = nn.Parameter(torch.empty(rows, dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew; row 0 is zero when it is padding."""
+        with torch.no_grad():
+            self.weight.normal_(0.0, self.std)
+            if self.padding:
+                self.weight[PADDING].zero_()
+
+    def forward(self, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
+        """Rows of the table; ids int32 or int64 of any shape."""
+        return _look_up(ids, self.weight, PADDING if self.padding else None, not self.dense)
+
+    def extra_repr(self) -> str:
+        return f"rows={self.rows}, dim={self.dim}, dense={self.dense}"
+
+
+class FieldEmbedding(nn.Module):
+    """One vector per field of a batch, [B, F, D]: the categorical fields of `spec` in order, then the numeric columns.
+
+    A multi-valued field is the mean over its real slots (zero when it has none). A numeric column is its value times
+    a learned vector. All categories share one `Table`, so a batch costs one gather.
+
+    `linear=True` adds a first-order weight to every row and numeric column, stored beside the vector (the row is
+    D + 1 wide, the weight stands last and starts at 0): FM-like models read both with one random access through
+    `with_linear`.
+    """
+
+    def __init__(self, spec: Spec, dim: int, *, linear: bool = False, std: float = 0.01) -> None:
+        super().__init__()
+        self.spec = spec
+        self.dim = dim
+        self.linear = linear
+        width = dim + 1 if linear else dim
+        self.table = Table(spec.table_rows, width, std=std)
+        self.number_vectors = nn.Parameter(torch.empty(spec.num_numbers, width)) if spec.num_numbers else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw vectors from N(0, std²); first-order weights start at 0."""
+        self.table.reset_parameters()
+        with torch.no_grad():
+            for weight in (self.table.weight, self.number_vectors):
+                if weight is None:
+                    continue
+                if weight is self.number_vectors:
+                    weight.normal_(0.0, self.table.std)
+                if self.linear:
+                    weight[:, self.dim].zero_()
+
+    @property
+    def output_fields(self) -> int:
+        """F: vectors per example, categorical fields plus numeric columns."""
+        return self.spec.num_fields + self.spec.num_numbers
+
+    def forward(self, batch: Batch) -> Float[Tensor, "B F D"]:
+        """The vectors of `batch.ids` and `batch.numbers`."""
+        return self._fields(batch)[..., : self.dim]  # (B, F, D)
+
+    def with_linear(self, batch: Batch) -> tuple[Float[Tensor, "B"], Float[Tensor, "B F D"]]:
+        """⟨w, x⟩ and the vectors, from one look-up. Needs `linear=True`."""
+        if not self.linear:
+            raise ValueError("this FieldEmbedding has no first-order weights; build it with linear=True")
+        fields = self._fields(batch)  # (B, F, D + 1)
+        return fields[..., self.dim].sum(1), fields[..., : self.dim]
+
+    def lookup(self, ids: Int[Tensor, "*shape C"], columns: slice | None = None) -> Float[Tensor, "*shape F D"]:
+        """The vectors of some columns of `ids`, one per field of those columns.
+
+        `columns` says which columns of `Batch.ids` the last axis holds, e.g. `spec.item_ids` for `batch.history_ids`;
+        absent, all of them. It must not cut a multi-valued field in two.
+        """
+        return self._categories(ids, columns)[..., : self.dim]  # (..., F, D)
+
+    def _fields(self, batch: Batch) -> Tensor:
+        parts = []
+        if self.spec.num_ids:
+            parts.append(self._categories(batch.ids))
+        if self.number_vectors is not None:
+            parts.append(batch.numbers.unsqueeze(-1) * self.number_vectors)  # (B, M, D)
+        if not parts:
+            raise ValueError("this spec has neither categories nor numbers; there is nothing to embed")
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)  # (B, F, D)
+
+    def _categories(self, ids: Tensor, columns: slice | None = None) -> Tensor:
+        columns = slice(0, self.spec.num_ids) if columns is None else columns
+        fields = _fields_between(self.spec, columns.start, columns.stop)
+        width = columns.stop - columns.start
+        if ids.shape[-1] != width:
+            raise ValueError(f"ids hold {ids.shape[-1]} columns but columns {columns.start}:{columns.stop} are {width}")
+        rows: Tensor = self.table(ids)  # (..., C, D)
+        if len(fields) == width:
+            return rows
+        pieces, single = [], columns.start  # `single`: where the pending run of one-column fields begins
+        for field in fields:
+            if field.stop - field.start == 1:
+                continue
+            if single < field.start:
+                pieces.append(rows[..., single - columns.start : field.start - columns.start, :])
+            slots = slice(field.start - columns.start, field.stop - columns.start)
+            real = (ids[..., slots] != PADDING).sum(-1, keepdim=True).clamp(min=1).to(rows.dtype)
+            # padding is a zero row, so a plain sum is the sum over the real slots
+            pieces.append((rows[..., slots, :].sum(-2) / real).unsqueeze(-2))
+            single = field.stop
+        if single < columns.stop:
+            pieces.append(rows[..., single - columns.start :, :])
+        return torch.cat(pieces, dim=-2)  # (..., F, D)
+
+
+def _fields_between(spec: Spec, start: int, stop: int) -> list[CategorySpec]:
+    """The fields that lie in columns start..stop of `ids`."""
+    fields = [c for c in spec.categories if c.start < stop and c.stop > start]
+    if not 0 <= start < stop <= spec.num_ids or fields[0].start < start or fields[-1].stop > stop:
+        raise ValueError(f"columns {start}:{stop} do not hold whole fields; the spec has {spec.num_ids} columns of ids")
+    return fields
