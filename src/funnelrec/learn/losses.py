@@ -1,0 +1,368 @@
+"""Losses: `loss(model, batch) -> scalar`. A model never knows which of them trains it.
+
+The softmax losses work with every `VectorMatcher`. `pairs` turns a batch into P user vectors and the item row that
+each of them should find; rows 0 (padding) and 1 (unknown) are never a target and never a class. All softmax losses run
+through one sweep (`_LogSumExp`) that never holds more than a few megabytes of logits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from funnelrec.core.batch import Batch
+from funnelrec.core.shapes import FIRST_KNOWN
+from funnelrec.learn.samplers import Sampler, Uniform
+
+__all__ = [
+    "BCE",
+    "FullSoftmax",
+    "InBatchSoftmax",
+    "Loss",
+    "SampledSoftmax",
+    "linear_cross_entropy",
+    "pairs",
+    "shared_negatives_cross_entropy",
+]
+
+CHUNK_BYTES = 8 * 2**20  #: of logits alive at a time; what fits the last-level cache is fastest
+SAFE_LOGIT = 50.0  #: exp(±50) and sums of a billion of them are far from the limits of float32
+
+
+class Loss(Protocol):
+    """Anything that `fit` can minimise."""
+
+    def __call__(self, model: Any, batch: Batch) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class BCE:
+    """Mean binary cross-entropy of a Ranker's logits against `batch.label`, weighted by `batch.weight` if present."""
+
+    def __call__(self, model: Any, batch: Batch) -> Tensor:
+        each = F.binary_cross_entropy_with_logits(model(batch).float(), batch.label, reduction="none")
+        if "weight" not in batch:
+            return each.mean()
+        return (each * batch.weight).sum() / batch.weight.sum().clamp(min=torch.finfo(each.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class FullSoftmax:
+    """Softmax over the whole catalogue; memory is bounded, time grows with the number of items.
+
+    The model keeps its `spec`, which says how many item rows there are. Set `dense = True` on its item table.
+    """
+
+    label_smoothing: float = 0.0
+    temperature: float = 1.0
+
+    def __call__(self, model: Any, batch: Batch) -> Tensor:
+        users, target = pairs(model, batch)
+        items = model.encode_items(torch.arange(_num_items(model), device=target.device))
+        return linear_cross_entropy(
+            users, items, target, temperature=self.temperature, label_smoothing=self.label_smoothing
+        )
+
+
+@dataclass(frozen=True)
+class SampledSoftmax:
+    """Softmax over the target and `num_negatives` sampled items that all pairs of the batch share.
+
+    With `log_q`, the log of how often the sampler is expected to draw an item is subtracted from every logit, so the
+    sum over the sample estimates the sum over the catalogue (Bengio and Senécal, 2008). A sampled item that happens to
+    be the pair's own target is left out. Serving never subtracts anything. Only the rows of the batch and the sample
+    are encoded, so the item table's gradient stays sparse. `sampler` absent is uniform over the model's items.
+    """
+
+    num_negatives: int
+    log_q: bool = True
+    sampler: Sampler | None = None
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.num_negatives < 1:
+            raise ValueError(f"num_negatives must be at least 1, received {self.num_negatives}")
+
+    def __call__(self, model: Any, batch: Batch) -> Tensor:
+        users, target = pairs(model, batch)
+        sampler = Uniform(_num_items(model)) if self.sampler is None else self.sampler
+        negatives, log_q = sampler.sample(self.num_negatives)
+        negatives, log_q = negatives.to(target.device), log_q.to(target.device)
+        positive_vectors, negative_vectors = _encode_distinct(model, target, negatives)
+        expected = math.log(self.num_negatives)  # expected count = draws · q
+        return shared_negatives_cross_entropy(
+            users,
+            positive_vectors,
+            negative_vectors,
+            target,
+            negatives,
+            target_log_q=sampler.log_q_of(target) + expected if self.log_q else None,
+            negative_log_q=log_q + expected if self.log_q else None,
+            temperature=self.temperature,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class InBatchSoftmax:
+    """Softmax over the targets of the batch: every pair's target is a negative of the others (Yi et al., 2019).
+
+    `sampler` gives an item's share of the training targets for the log-Q correction (`Popularity(counts)`); absent,
+    nothing is corrected and frequent items are pushed down. A column that holds the pair's own target again is left
+    out.
+    """
+
+    sampler: Sampler | None = None
+    temperature: float = 1.0
+
+    def __call__(self, model: Any, batch: Batch) -> Tensor:
+        users, target = pairs(model, batch)
+        (vectors,) = _encode_distinct(model, target)
+        log_q = None if self.sampler is None else self.sampler.log_q_of(target)
+        return shared_negatives_cross_entropy(
+            users,
+            vectors,
+            vectors,
+            target,
+            target,
+            target_log_q=log_q,
+            negative_log_q=log_q,
+            temperature=self.temperature,
+        )
+
+
+def pairs(model: Any, batch: Batch) -> tuple[Float[Tensor, "P D"], Int[Tensor, "P"]]:
+    """The user vectors to train and the item row each should find; positions without a target are dropped.
+
+    `batch.target` [B, L] uses `encode_positions`; [B] uses `encode_users` and, when there are several vectors a user,
+    `user_for_target`. A user of whom nothing is known (no valid vector) is dropped too.
+    """
+    target = batch.target
+    if target.dim() == 2:
+        users = model.encode_positions(batch).flatten(0, 1)  # (B·L, D)
+        target = target.flatten()
+        keep = target >= FIRST_KNOWN
+    else:
+        interests, valid = model.encode_users(batch)  # (B, K, D), (B, K)
+        keep = (target >= FIRST_KNOWN) & valid.any(1)
+        users = (
+            interests[:, 0]
+            if interests.shape[1] == 1
+            else model.user_for_target(interests, valid, model.encode_items(target))
+        )  # (B, D)
+    kept = keep.nonzero().squeeze(1)
+    if len(kept) == len(target):
+        return users, target
+    return users.index_select(0, kept), target.index_select(0, kept)
+
+
+def linear_cross_entropy(
+    users: Float[Tensor, "P D"],
+    items: Float[Tensor, "N D"],
+    target: Int[Tensor, "P"],
+    *,
+    temperature: float = 1.0,
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Mean of -log softmax(users · itemsᵀ / temperature)[target], never holding the [P, N] logits.
+
+    Equal to `F.cross_entropy` over classes 2..N-1 (rows 0 and 1 are no classes). Rows of `target` below 2 do not
+    count; with none left the result is 0. Can be differentiated once.
+    """
+    users, items = _scaled(users, items, temperature)
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must lie in [0, 1), received {label_smoothing}")
+    kept = (target >= FIRST_KNOWN).nonzero().squeeze(1)
+    if len(kept) < len(target):
+        users, target = users.index_select(0, kept), target.index_select(0, kept)
+    if len(target) == 0:
+        return users.sum() * 0.0
+    classes = items[FIRST_KNOWN:]
+    total = _mean_log_sum_exp(users, classes, None, None, None, target - FIRST_KNOWN, 1 - label_smoothing)
+    if label_smoothing:
+        total = total - label_smoothing * (users.mean(0) @ classes.mean(0))
+    return total
+
+
+def shared_negatives_cross_entropy(
+    users: Float[Tensor, "P D"],
+    positives: Float[Tensor, "P D"],
+    negatives: Float[Tensor, "S D"],
+    target: Int[Tensor, "P"],
+    negative_rows: Int[Tensor, "S"],
+    *,
+    target_log_q: Float[Tensor, "P"] | None = None,
+    negative_log_q: Float[Tensor, "S"] | None = None,
+    temperature: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Mean of -log(exp(p) / (exp(p) + Σ_j exp(n_j))) with p = ⟨user, positive⟩ / temperature - log Q, n_j likewise.
+
+    Negatives whose row is the pair's target are left out of its sum. The [P, S] logits are never held.
+    """
+    users, positives = _scaled(users, positives, temperature)
+    if len(users) == 0:
+        return users.sum() * 0.0 + negatives.sum() * 0.0
+    own = (users * positives).sum(1)  # (P,)
+    if target_log_q is not None:
+        own = own - target_log_q
+    bias = None if negative_log_q is None else -negative_log_q.to(users.dtype)
+    hits = _hits(target, negative_rows)
+    total = _mean_log_sum_exp(users, negatives.to(users.dtype), bias, own, hits, None, 0.0)
+    return total - own.mean()
+
+
+class _LogSumExp(torch.autograd.Function):
+    """Mean over rows p of log(Σ_n exp(⟨u_p, e_n⟩ + b_n) [+ exp(own_p)]) [- share · ⟨u_p, e_target⟩].
+
+    The gradient is made in the forward sweep, chunk by chunk, while the exponentials E of the chunk are in the cache:
+    with z = the row sums, d/du = E e / z and d/de = Eᵀ (u / z); dividing u instead of E saves a pass over E.
+    Where the norms of u and e prove that no exponential can overflow, no maximum is sought either.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        users: Tensor,
+        items: Tensor,
+        bias: Tensor | None,
+        own: Tensor | None,
+        hits: tuple[Tensor, Tensor] | None,
+        target: Tensor | None,
+        share: float,
+    ) -> Tensor:
+        with torch.autocast(users.device.type, enabled=False):
+            return _LogSumExp._sweep(ctx, users.detach(), items.detach(), bias, own, hits, target, share)
+
+    @staticmethod
+    def _sweep(
+        ctx: Any,
+        users: Tensor,
+        items: Tensor,
+        bias: Tensor | None,
+        own: Tensor | None,
+        hits: tuple[Tensor, Tensor] | None,
+        target: Tensor | None,
+        share: float,
+    ) -> Tensor:
+        count, columns = len(users), len(items)
+        step = max(1, min(count, CHUNK_BYTES // (columns * users.element_size())))
+        safe = _exponentials_are_safe(users, items, bias, own)
+        need_users, need_items, _, need_own, *_ = ctx.needs_input_grad
+        grad_users = torch.empty_like(users) if need_users else None
+        grad_items = torch.zeros_like(items) if need_items else None
+        sums, tops = users.new_empty(count), users.new_zeros(count)
+        buffer = users.new_empty(step, columns)
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            u = users[start:stop]
+            e = torch.mm(u, items.T, out=buffer[: stop - start])  # (step, N)
+            if bias is not None:
+                e.add_(bias)
+            if hits is not None:
+                first, last = torch.searchsorted(hits[0], torch.tensor([start, stop], device=e.device)).tolist()
+                e[hits[0][first:last] - start, hits[1][first:last]] = -torch.inf
+            if not safe:
+                top = e.amax(1) if own is None else torch.maximum(e.amax(1), own[start:stop])
+                tops[start:stop] = top
+                e.sub_(top.unsqueeze(1))
+            e.exp_()
+            z = torch.sum(e, 1, out=sums[start:stop])
+            if own is not None:
+                z.add_((own[start:stop] - tops[start:stop]).exp())
+            if grad_users is not None:
+                torch.mm(e, items, out=grad_users[start:stop])
+            if grad_items is not None:
+                grad_items.addmm_(e.T, u / (z * count).unsqueeze(1))
+        logs = sums.log().add_(tops)
+        weight = (sums * count).reciprocal_()  # (P,)
+        if grad_users is not None:
+            grad_users.mul_(weight.unsqueeze(1))
+        if target is not None:
+            chosen = items.index_select(0, target)
+            logs.sub_((users * chosen).sum(1), alpha=share)
+            if grad_users is not None:
+                grad_users.sub_(chosen, alpha=share / count)
+            if grad_items is not None:
+                grad_items.index_add_(0, target, users, alpha=-share / count)
+        grad_own = (own - tops).exp_().mul_(weight) if own is not None and need_own else None
+        ctx.save_for_backward(*(g for g in (grad_users, grad_items, grad_own) if g is not None))
+        ctx.kept = [g is not None for g in (grad_users, grad_items, grad_own)]
+        return logs.mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        saved = iter(ctx.saved_tensors)
+        users, items, own = (next(saved) * outer if kept else None for kept in ctx.kept)
+        return users, items, None, own, None, None, None
+
+
+def _mean_log_sum_exp(*arguments: Any) -> Tensor:
+    total: Tensor = _LogSumExp.apply(*arguments)  # type: ignore[no-untyped-call]
+    return total
+
+
+def _exponentials_are_safe(users: Tensor, items: Tensor, bias: Tensor | None, own: Tensor | None) -> bool:
+    """Whether |logit| <= SAFE_LOGIT is certain: |⟨u, e⟩| <= |u| |e|."""
+    if users.dtype not in (torch.float32, torch.float64):
+        return False
+    bound = users.norm(dim=1).amax() * items.norm(dim=1).amax()
+    if bias is not None:
+        bound = bound + bias.abs().amax()
+    if own is not None:
+        bound = torch.maximum(bound, own.detach().abs().amax())
+    return bool(bound <= SAFE_LOGIT)
+
+
+def _hits(target: Tensor, negative_rows: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Where negatives equal a pair's own target: (pair, column) sorted by pair, or None when nowhere."""
+    rows, column = negative_rows.sort(stable=True)
+    first, last = torch.searchsorted(rows, target), torch.searchsorted(rows, target, right=True)
+    many = last - first  # (P,)
+    pair = torch.arange(len(target), device=target.device).repeat_interleave(many)
+    if len(pair) == 0:
+        return None
+    before = many.cumsum(0) - many
+    offset = torch.arange(len(pair), device=target.device) - before[pair]
+    return pair, column[first[pair] + offset]
+
+
+def _encode_distinct(model: Any, *rows: Tensor) -> tuple[Tensor, ...]:
+    """The vectors of several lists of item rows, each distinct row encoded once."""
+    distinct, place = torch.unique(torch.cat(rows), return_inverse=True)
+    vectors = model.encode_items(distinct)
+    return tuple(vectors.index_select(0, p) for p in place.split([len(r) for r in rows]))
+
+
+def _scaled(users: Tensor, items: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Users divided by the temperature; both in float32 at least, since a sum of exponentials needs it."""
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, received {temperature}")
+    users = users / temperature if temperature != 1 else users
+    dtype = torch.promote_types(torch.promote_types(users.dtype, items.dtype), torch.float32)
+    return users.to(dtype), items.to(dtype)
+
+
+def _num_items(model: Any) -> int:
+    spec = getattr(model, "spec", None)
+    if spec is None or not spec.num_items:
+        raise ValueError(f"{type(model).__name__} must keep its `spec` (self.spec = spec) with num_items above 0")
+    return int(spec.num_items)
+
+
+def describe(loss: Any) -> str:
+    """The loss and its options as text, for the fingerprint of a checkpoint."""
+    return repr(loss) if dataclasses.is_dataclass(loss) else getattr(loss, "__qualname__", type(loss).__qualname__)
+
+
+def extra_terms(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """What the model's paper adds to the loss; empty when it adds nothing."""
+    terms = getattr(model, "training_terms", None)
+    return {} if terms is None else dict(terms(batch))

@@ -1,0 +1,265 @@
+"""Optimisers: lazy ones for embedding tables, fused AdamW for the rest.
+
+A table's gradient is sparse: it names the rows that were looked up. The lazy optimisers read, update and write only
+those rows, so a step costs the same whether the table has a thousand rows or a hundred million. The price is that the
+moments of a row which is not looked up do not decay in the meantime.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+__all__ = ["LazyAdam", "Optimizers", "RowwiseAdagrad", "TableOptimizer", "make_optimizers", "split_parameters"]
+
+TableOptimizer = Literal["lazy_adam", "rowwise_adagrad"]
+
+
+class LazyAdam(Optimizer):
+    """Adam that touches only the rows in a sparse gradient; on a dense gradient it is Adam.
+
+    Source: Kingma and Ba, 2015, algorithm 1, applied to the touched rows; the bias correction counts all steps.
+    The gradient of a row that occurs several times is summed before it is used.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        _require_positive("lr", lr)
+        _require_positive("eps", eps)
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must lie in [0, 1), received {betas}")
+        super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps})
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update of every parameter that has a gradient."""
+        _refuse_closure(closure)
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = torch.zeros(())
+                    state["exp_avg"] = _lazy_zeros(parameter.shape, parameter)
+                    state["exp_avg_sq"] = _lazy_zeros(parameter.shape, parameter)
+                state["step"] += 1
+                count = int(state["step"])
+                rate = group["lr"] / (1 - beta1**count)
+                second = math.sqrt(1 - beta2**count)
+                rows, gradient = touched(parameter.grad)
+                mean, square = _take(state["exp_avg"], rows), _take(state["exp_avg_sq"], rows)
+                mean.lerp_(gradient, 1 - beta1)
+                square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+                _put(state["exp_avg"], rows, mean)
+                _put(state["exp_avg_sq"], rows, square)
+                change = square.sqrt() if rows is None else square.sqrt_()
+                change.div_(second).add_(group["eps"])
+                torch.div(mean, change, out=change)
+                _subtract(parameter, rows, change, rate)
+        return None
+
+
+class RowwiseAdagrad(Optimizer):
+    """Adagrad with one accumulator a row: the sum over steps of the mean squared gradient of that row.
+
+    It holds 1/D of the state of Adagrad and is the usual choice for very large tables (Naumov et al., 2019, DLRM).
+    Works on sparse gradients (only their rows are touched) and on dense ones (rows with a zero gradient stay put).
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float = 1e-2, eps: float = 1e-8) -> None:
+        _require_positive("lr", lr)
+        _require_positive("eps", eps)
+        super().__init__(params, {"lr": lr, "eps": eps})
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update of every parameter that has a gradient."""
+        _refuse_closure(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["sum"] = _lazy_zeros(parameter.shape[:1], parameter)
+                rows, gradient = touched(parameter.grad)
+                total = _take(state["sum"], rows)
+                total.add_(gradient.square().flatten(1).mean(1))  # (rows,)
+                _put(state["sum"], rows, total)
+                scale = (total.sqrt() + group["eps"]).view(-1, *[1] * (gradient.dim() - 1))
+                _subtract(parameter, rows, gradient / scale, group["lr"])
+        return None
+
+
+class Optimizers:
+    """Several optimisers driven as one; `state_dict` holds flat named tensors and JSON-able values, nothing else."""
+
+    def __init__(self, optimizers: Iterable[Optimizer]) -> None:
+        self.optimizers = tuple(optimizers)
+        self._base = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
+
+    def step(self) -> None:
+        """One update by every optimiser."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def set_lr_factor(self, factor: float) -> None:
+        """Every learning rate becomes its starting value times `factor` (learn/schedules.py)."""
+        for optimizer, rates in zip(self.optimizers, self._base, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+
+    def state_dict(self) -> dict[str, Any]:
+        """`{"tensors": {name: Tensor}, "values": JSON}`; a name is optimiser.parameter.field, all counted from 0."""
+        tensors: dict[str, Tensor] = {}
+        groups = []
+        for number, optimizer in enumerate(self.optimizers):
+            state = optimizer.state_dict()
+            groups.append(_jsonable(state["param_groups"]))
+            for parameter, fields in state["state"].items():
+                for field, value in fields.items():
+                    tensors[f"{number}.{parameter}.{field}"] = torch.as_tensor(value)
+        return {"tensors": tensors, "values": {"kinds": self._kinds, "groups": groups, "base": self._base}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave. Raises ValueError when it belongs to other optimisers."""
+        values = state["values"]
+        if values["kinds"] != self._kinds:
+            raise ValueError(f"the saved state belongs to the optimisers {values['kinds']}, these are {self._kinds}")
+        per_optimizer: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.optimizers]
+        for name, tensor in state["tensors"].items():
+            number, parameter, field = name.split(".", 2)
+            per_optimizer[int(number)].setdefault(int(parameter), {})[field] = tensor.clone()
+        for optimizer, fields, groups in zip(self.optimizers, per_optimizer, values["groups"], strict=True):
+            optimizer.load_state_dict({"state": fields, "param_groups": groups})
+            for group in optimizer.param_groups:
+                if "betas" in group:
+                    group["betas"] = tuple(group["betas"])
+        self._base = [list(rates) for rates in values["base"]]
+
+    @property
+    def _kinds(self) -> list[str]:
+        return [type(optimizer).__name__ for optimizer in self.optimizers]
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The model's trainable parameters as (tables with sparse gradients, everything else), in order of definition.
+
+    A table is the weight of a module that says so: `sparse` True (torch's embeddings) or `dense` False
+    (`core.nn.embedding.Table`).
+    """
+    sparse = {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(getattr(module, "weight", None), nn.Parameter)
+        and (getattr(module, "sparse", False) is True or getattr(module, "dense", True) is False)
+    }
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    tables = [parameter for parameter in trainable if id(parameter) in sparse]
+    return tables, [parameter for parameter in trainable if id(parameter) not in sparse]
+
+
+def make_optimizers(
+    model: nn.Module,
+    lr: float = 1e-3,
+    table_lr: float | None = None,
+    table: TableOptimizer = "lazy_adam",
+    weight_decay: float = 0.0,
+) -> Optimizers:
+    """A lazy optimiser for the tables (`table_lr`, else `lr`) and fused AdamW for the rest of the model.
+
+    `weight_decay` is decoupled and acts on the dense part only: decaying a whole table would touch all of its rows.
+    """
+    tables, dense = split_parameters(model)
+    kinds: dict[str, type[LazyAdam] | type[RowwiseAdagrad]] = {
+        "lazy_adam": LazyAdam,
+        "rowwise_adagrad": RowwiseAdagrad,
+    }
+    if table not in kinds:
+        raise ValueError(f"table must be one of {', '.join(kinds)}, received {table!r}")
+    _require_positive("lr", lr)
+    optimizers: list[Optimizer] = []
+    if tables:
+        optimizers.append(kinds[table](tables, lr=lr if table_lr is None else table_lr))
+    if dense:
+        optimizers.append(AdamW(dense, lr=lr, weight_decay=weight_decay, fused=True))
+    if not optimizers:
+        raise ValueError(
+            f"{type(model).__name__} has no trainable parameter; fit it with its own method, if it has one"
+        )
+    return Optimizers(optimizers)
+
+
+def touched(gradient: Tensor) -> tuple[Tensor | None, Tensor]:
+    """A gradient as (rows, their summed values); rows is None for a dense gradient, which holds all of them."""
+    if not gradient.is_sparse:
+        return None, gradient
+    gradient = gradient.coalesce()
+    return gradient.indices()[0], gradient.values()
+
+
+def _take(state: Tensor, rows: Tensor | None) -> Tensor:
+    return state if rows is None else state.index_select(0, rows)
+
+
+def _put(state: Tensor, rows: Tensor | None, values: Tensor) -> None:
+    if rows is not None:
+        state.index_copy_(0, rows, values)
+
+
+def _subtract(parameter: Tensor, rows: Tensor | None, change: Tensor, rate: float) -> None:
+    if rows is None:
+        parameter.add_(change, alpha=-rate)
+    else:
+        parameter.index_add_(0, rows, change, alpha=-rate)
+
+
+def _lazy_zeros(shape: torch.Size, like: Tensor) -> Tensor:
+    """Zeros that cost memory only once written: numpy asks the system for zero pages, torch.zeros writes them."""
+    if like.device.type != "cpu" or like.dtype != torch.float32:
+        return torch.zeros(shape, dtype=like.dtype, device=like.device)
+    return torch.from_numpy(np.zeros(tuple(shape), dtype=np.float32))
+
+
+def _jsonable(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: list(v) if isinstance(v, tuple) else v for k, v in group.items()} for group in groups]
+
+
+def _require_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} must be positive, received {value}")
+
+
+def _refuse_closure(closure: object) -> None:
+    if closure is not None:
+        raise ValueError("step takes no closure; compute the loss and its gradients before step()")
