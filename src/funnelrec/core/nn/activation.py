@@ -106,7 +106,7 @@ class PReLU(nn.Module):
         return torch.where(x > 0, x, self.alpha * x)
 
 
-def activation(name: Activation, channels: int) -> nn.Module:
+def activation(name: str, channels: int) -> nn.Module:
     """The activation called `name` for `channels` channels on the last axis."""
     if name == "prelu":
         return PReLU(channels)

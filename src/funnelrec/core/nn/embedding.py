@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,11 @@ from funnelrec.core.shapes import PADDING
 __all__ = ["FieldEmbedding", "Table", "suggested_dim"]
 
 
-def suggested_dim(n: int, rule: Literal["log2", "root4"] = "log2", k: float = 6.0) -> int:
-    """A width for the vectors of `n` values: ⌈log2 n⌉, or ⌈k · n^¼⌉ (k = 6 in DCN, arXiv:1708.05123). At least 1."""
+def suggested_dim(n: int, rule: str = "log2", k: float = 6.0) -> int:
+    """A width for the vectors of `n` values, at least 1.
+
+    rule "log2": ⌈log2 n⌉; "root4": ⌈k · n^¼⌉ (k = 6 in DCN, arXiv:1708.05123).
+    """
     if n < 1:
         raise ValueError(f"the number of values must be at least 1, received {n}")
     if rule == "log2":
@@ -33,13 +36,17 @@ def suggested_dim(n: int, rule: Literal["log2", "root4"] = "log2", k: float = 6.
     raise ValueError(f"rule must be 'log2' or 'root4', received {rule!r}")
 
 
-def _eager_look_up(ids: Tensor, weight: Tensor, padding: int | None, sparse: bool) -> Tensor:
-    return F.embedding(ids, weight, padding_idx=padding, sparse=sparse)
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-# The compiled backward of a look-up on CPU can return wrong gradients (torch 2.13 inductor, vectorised scatter), so
-# the look-up always runs eagerly and only the dense body of a model is compiled.
-_look_up: Callable[[Tensor, Tensor, int | None, bool], Tensor] = torch.compiler.disable(_eager_look_up)
+def _never_compiled(function: _Function) -> _Function:
+    """`torch.compiler.disable` with its type kept.
+
+    The compiled backward of a look-up on CPU can return wrong gradients (torch 2.13 inductor, vectorised scatter), so
+    a look-up always runs eagerly and only the dense body of a model is compiled.
+    """
+    eager: _Function = torch.compiler.disable(function)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return eager
 
 
 class Table(nn.Module):
@@ -70,9 +77,10 @@ class Table(nn.Module):
             if self.padding:
                 self.weight[PADDING].zero_()
 
+    @_never_compiled
     def forward(self, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
         """Rows of the table; ids int32 or int64 of any shape."""
-        return _look_up(ids, self.weight, PADDING if self.padding else None, not self.dense)
+        return F.embedding(ids, self.weight, padding_idx=PADDING if self.padding else None, sparse=not self.dense)
 
     def extra_repr(self) -> str:
         return f"rows={self.rows}, dim={self.dim}, dense={self.dense}"
@@ -94,6 +102,7 @@ class FieldEmbedding(nn.Module):
         self.spec = spec
         self.dim = dim
         self.linear = linear
+        self._num_ids = spec.num_ids
         width = dim + 1 if linear else dim
         self.table = Table(spec.table_rows, width, std=std)
         self.number_vectors = nn.Parameter(torch.empty(spec.num_numbers, width)) if spec.num_numbers else None
@@ -137,7 +146,7 @@ class FieldEmbedding(nn.Module):
 
     def _fields(self, batch: Batch) -> Tensor:
         parts = []
-        if self.spec.num_ids:
+        if self._num_ids:
             parts.append(self._categories(batch.ids))
         if self.number_vectors is not None:
             parts.append(batch.numbers.unsqueeze(-1) * self.number_vectors)  # (B, M, D)
@@ -146,7 +155,7 @@ class FieldEmbedding(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)  # (B, F, D)
 
     def _categories(self, ids: Tensor, columns: slice | None = None) -> Tensor:
-        columns = slice(0, self.spec.num_ids) if columns is None else columns
+        columns = slice(0, self._num_ids) if columns is None else columns
         fields = _fields_between(self.spec, columns.start, columns.stop)
         width = columns.stop - columns.start
         if ids.shape[-1] != width:

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from funnelrec.core.batch import Batch
+from funnelrec.core.nn.embedding import FieldEmbedding, Table, suggested_dim
+from funnelrec.core.schema import CategorySpec, NumberSpec, Spec
+
+# columns: user | three slots of genre | item; rows: user 1..4, genre 5..7, item 8..9
+SPEC = Spec(
+    categories=(
+        CategorySpec("user", "user", 5, 1, 0, 1),
+        CategorySpec("genre", "item", 4, 5, 1, 4),
+        CategorySpec("item", "item", 3, 8, 4, 5),
+    ),
+    numbers=(NumberSpec("age", "user", 0, 1),),
+    num_users=5,
+    num_items=3,
+)
+BATCH = Batch(
+    ids=torch.tensor([[1, 5, 6, 0, 8], [4, 0, 0, 0, 9]], dtype=torch.int32),
+    numbers=torch.tensor([[2.0], [-1.0]]),
+)
+
+
+def digits(fields: FieldEmbedding) -> FieldEmbedding:
+    """Row r of the table becomes [10 r, r]; the number's vector [1, 100]."""
+    with torch.no_grad():
+        rows = torch.arange(fields.table.rows, dtype=torch.float32)
+        fields.table.weight.copy_(torch.stack([10 * rows, rows], 1))
+        assert fields.number_vectors is not None
+        fields.number_vectors.copy_(torch.tensor([[1.0, 100.0]]))
+    return fields
+
+
+def test_table_starts_small_with_a_zero_padding_row() -> None:
+    table = Table(50_000, 8, std=0.02)
+    assert table.weight[0].eq(0).all()
+    assert table.weight[1:].std().item() == pytest.approx(0.02, rel=0.02)
+    assert table.weight[1:].mean().item() == pytest.approx(0.0, abs=2e-4)
+    assert not Table(5, 8, padding=False).weight[0].eq(0).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("dense", [False, True])
+def test_gradient_touches_the_rows_of_the_batch_and_never_padding(dtype: torch.dtype, dense: bool) -> None:
+    table = Table(6, 2, dense=dense)
+    table(torch.tensor([[0, 3, 3], [5, 0, 0]], dtype=dtype)).sum().backward()
+    grad = table.weight.grad
+    assert grad is not None
+    assert grad.is_sparse is not dense
+    if not dense:
+        assert grad._nnz() == 3  # 3, 3, 5: what a step has to read and write, however many rows there are
+        grad = grad.to_dense()
+    torch.testing.assert_close(grad[:, 0], torch.tensor([0.0, 0.0, 0.0, 2.0, 0.0, 1.0]))
+
+
+def test_ids_above_two_to_the_24_are_distinct() -> None:
+    table = Table(2**24 + 2, 1)
+    with torch.no_grad():
+        table.weight[2**24] = 1.0
+        table.weight[2**24 + 1] = 2.0
+    assert table(torch.tensor([2**24, 2**24 + 1], dtype=torch.int32)).flatten().tolist() == [1.0, 2.0]
+
+
+# dynamo itself looks at .grad of an intermediate tensor when it resumes after a graph break
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_look_up_stays_out_of_compiled_graphs() -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def spy(graph: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    def seen() -> str:
+        return " ".join(str(node.target) for graph in graphs for node in graph.graph.nodes)
+
+    class Body(torch.nn.Module):
+        def __init__(self, look_up: torch.nn.Module) -> None:
+            super().__init__()
+            self.look_up = look_up
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(self.look_up(ids) + 1)
+
+    ids = torch.tensor([1, 2])
+    torch.compile(Body(torch.nn.Embedding(5, 2)), backend=spy)(ids)
+    assert "embedding" in seen()  # the spy does see a look-up that was compiled
+    graphs.clear()
+    torch.compile(Body(Table(5, 2)), backend=spy)(ids)
+    assert "tanh" in seen()
+    assert "embedding" not in seen()
+
+
+def test_fields_by_hand() -> None:
+    fields = digits(FieldEmbedding(SPEC, 2))
+    assert fields.output_fields == 4
+    expected = [
+        # user 1, mean of genres 5 and 6, item 8, 2 * the number's vector
+        [[10.0, 1.0], [55.0, 5.5], [80.0, 8.0], [2.0, 200.0]],
+        # user 4, no genre, item 9, -1 * the number's vector
+        [[40.0, 4.0], [0.0, 0.0], [90.0, 9.0], [-1.0, -100.0]],
+    ]
+    torch.testing.assert_close(fields(BATCH), torch.tensor(expected))
+
+
+def test_linear_shares_the_row() -> None:
+    fields = digits(FieldEmbedding(SPEC, 1, linear=True))
+    linear, vectors = fields.with_linear(BATCH)
+    torch.testing.assert_close(linear, torch.tensor([1 + 5.5 + 8 + 200, 4 + 9 - 100.0]))
+    torch.testing.assert_close(vectors[0], torch.tensor([[10.0], [55.0], [80.0], [2.0]]))
+    torch.testing.assert_close(fields(BATCH), vectors)
+
+
+def test_linear_weights_start_at_zero_and_vectors_do_not() -> None:
+    fields = FieldEmbedding(SPEC, 3, linear=True)
+    linear, vectors = fields.with_linear(BATCH)
+    assert linear.eq(0).all()
+    assert vectors[0].ne(0).all()
+    with pytest.raises(ValueError, match="linear=True"):
+        FieldEmbedding(SPEC, 3).with_linear(BATCH)
+
+
+def test_lookup_of_item_columns_equals_the_batch() -> None:
+    fields = FieldEmbedding(SPEC, 4)
+    history = BATCH.ids[:, SPEC.item_ids].unsqueeze(1).expand(-1, 7, -1)  # (B, L, Ci)
+    vectors = fields.lookup(history, SPEC.item_ids)
+    assert vectors.shape == (2, 7, 2, 4)
+    torch.testing.assert_close(vectors[:, 3], fields(BATCH)[:, 1:3])
+    torch.testing.assert_close(fields.lookup(BATCH.ids), fields(BATCH)[:, :3])
+
+
+def test_lookup_refuses_half_a_field() -> None:
+    fields = FieldEmbedding(SPEC, 4)
+    with pytest.raises(ValueError, match="do not hold whole fields"):
+        fields.lookup(BATCH.ids[:, 2:5], slice(2, 5))
+    with pytest.raises(ValueError, match="hold 2 columns but columns 1:5 are 4"):
+        fields.lookup(BATCH.ids[:, :2], SPEC.item_ids)
+
+
+def test_padding_slots_change_nothing() -> None:
+    fields = FieldEmbedding(SPEC, 4)
+    moved = BATCH.replace(ids=torch.tensor([[1, 0, 6, 5, 8], [4, 0, 0, 0, 9]], dtype=torch.int32))
+    torch.testing.assert_close(fields(moved), fields(BATCH))
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    fields = FieldEmbedding(SPEC, 4, linear=True)
+    linear, vectors = fields.with_linear(BATCH)
+    (linear.sum() + vectors.sum()).backward()
+    assert fields.table.weight.grad is not None and fields.number_vectors is not None
+    touched = fields.table.weight.grad.to_dense().abs().sum(1).ne(0).nonzero().flatten().tolist()
+    assert touched == [1, 4, 5, 6, 8, 9]
+    torch.testing.assert_close(fields.number_vectors.grad, torch.ones(1, 5))  # 2 + (-1)
+
+
+def test_only_numbers_or_nothing() -> None:
+    numbers = Spec(numbers=(NumberSpec("x", "context", 0, 3),))
+    assert FieldEmbedding(numbers, 5)(Batch(numbers=torch.rand(4, 3))).shape == (4, 3, 5)
+    with pytest.raises(ValueError, match="neither categories nor numbers"):
+        FieldEmbedding(Spec(), 5)(BATCH)
+
+
+@given(st.integers(1, 2**40))
+def test_suggested_dim_bounds(n: int) -> None:
+    dim = suggested_dim(n)
+    assert 2**dim >= n  # wide enough to tell n values apart bit by bit
+    assert dim == 1 or 2 ** (dim - 1) < n
+    assert suggested_dim(n, "root4") >= 6
+
+
+def test_suggested_dim_by_hand() -> None:
+    assert suggested_dim(1024) == 10
+    assert suggested_dim(1025) == 11
+    assert suggested_dim(10_000, "root4") == 60
+    assert suggested_dim(10_000, "root4", k=1.0) == 10
+    with pytest.raises(ValueError, match="at least 1, received 0"):
+        suggested_dim(0)
+    with pytest.raises(ValueError, match="received 'cube'"):
+        suggested_dim(5, "cube")
+
+
+def test_table_refuses_no_rows() -> None:
+    with pytest.raises(ValueError, match="rows=0"):
+        Table(0, 4)
