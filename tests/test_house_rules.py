@@ -148,7 +148,7 @@ class X:
         ('["X"]', '["X", "Y"]', "exactly the model"),
         ("dropout=0.1", "lr=0.1", "takes 'lr'"),
         ("dropout=0.1", "drop_rate=0.1", "not a name of docs/names.md"),
-        ("dropout=0.1", "**kwargs", "kwargs"),
+        ("dropout=0.1", "dropout=0.1, **kwargs", "kwargs"),
         ("spec, *,", "schema, *,", "'spec' first"),
         ("dropout=0.1", ", ".join(f"dropout{i}=0" for i in range(11)), "at most 10"),
         ("class X:", "class X: ...\nclass Helper:", "last class"),

@@ -1,0 +1,144 @@
+"""Pipeline: match -> rank -> rerank for many users at once. Rows in, rows out; knows no ids, files or HTTP.
+
+    match    `candidates` items of the whole catalogue, by the matcher (or its fallback where nothing is known)
+    rank     one logit for each of them, by the ranker; without a ranker the matcher's score stays
+    rerank   the list as a whole: k of them, by the reranker; without one the k best
+
+No step loops over candidates in Python; re-ranking is a short greedy loop over the k places of each list.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from funnelrec.core.batch import Batch
+from funnelrec.core.contracts import Matcher, Reranker
+from funnelrec.data.features import Features
+
+__all__ = ["Pipeline", "Ranked"]
+
+RANKED_AT_ONCE = 65_536  #: (user, candidate) pairs that one forward pass of the ranker takes
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """The answer for B users: best first, row 0 where fewer than k items qualify.
+
+    `scores` are what the list was ordered by before re-ranking: logits of the ranker, else the matcher's scores;
+    `match_scores` and `match_places` (0 = first) say what retrieval alone thought of the item.
+    """
+
+    rows: Int[Tensor, "B k"]
+    scores: Float[Tensor, "B k"]
+    match_scores: Float[Tensor, "B k"]
+    match_places: Int[Tensor, "B k"]
+
+
+class Pipeline:
+    """The hot path of a funnel.
+
+    `categories` int64 [N, G] and `vectors` float [N, D] of the items are what the reranker measures diversity on.
+    """
+
+    def __init__(
+        self,
+        *,
+        features: Features,
+        matcher: Matcher,
+        ranker: nn.Module | None = None,
+        reranker: Reranker | None = None,
+        categories: Int[Tensor, "N G"],
+        vectors: Float[Tensor, "N D"],
+        candidates: int = 500,
+        max_len: int = 50,
+    ) -> None:
+        if candidates < 1:
+            raise ValueError(f"candidates must be at least 1, received {candidates}")
+        self.features = features
+        self.matcher = matcher
+        self.ranker = ranker
+        self.reranker = reranker
+        self.categories = categories
+        self.vectors = vectors
+        self.candidates = candidates
+        self.max_len = max_len
+
+    @torch.inference_mode()
+    def run(
+        self,
+        batch: Batch,
+        k: int,
+        *,
+        exclude: Int[Tensor, "B X"] | None = None,
+        allowed: Bool[Tensor, "N"] | None = None,
+        context_ids: Int[Tensor, "B Cc"] | None = None,
+        context_numbers: Float[Tensor, "B Mc"] | None = None,
+    ) -> Ranked:
+        """The k best items for each example of `batch` (`user`, `time`, `history`, `mask`, `history_times`)."""
+        rows, match_scores = self.matcher.recommend(batch, max(k, self.candidates), exclude, allowed)  # (B, C)
+        real = rows > 0
+        scores = match_scores
+        if self.ranker is not None:
+            scores = self._rank(batch, rows, context_ids, context_numbers)
+            scores = scores.masked_fill(~real, -torch.inf)
+        order = scores.sort(dim=1, descending=True, stable=True).indices  # equal scores keep the matcher's order
+        if self.reranker is not None:
+            order = self._rerank(rows, scores, order, k)
+        order = order[:, :k]
+        return Ranked(
+            rows=rows.gather(1, order),
+            scores=scores.gather(1, order),
+            match_scores=match_scores.gather(1, order),
+            match_places=order,
+        )
+
+    def _rank(
+        self, batch: Batch, rows: Tensor, context_ids: Tensor | None, context_numbers: Tensor | None
+    ) -> Float[Tensor, "B C"]:
+        """The ranker's logits of every candidate of every user."""
+        assert self.ranker is not None
+        count, width = rows.shape
+        history, mask = batch.history[:, -self.max_len :], batch.mask[:, -self.max_len :]
+        times, history_ids = batch.history_times[:, -self.max_len :], self.features.history_ids(history)
+        users_at_once = max(1, RANKED_AT_ONCE // width)
+        logits = []
+        for start in range(0, count, users_at_once):
+            part = slice(start, min(start + users_at_once, count))
+            owner = torch.arange(part.start, part.stop).repeat_interleave(width)  # user of each pair
+            gathered = self.features.gather(
+                batch.user[owner],
+                rows[part].flatten(),
+                None if context_ids is None else context_ids[owner],
+                None if context_numbers is None else context_numbers[owner],
+            )
+            pairs = Batch(
+                **gathered,
+                user=batch.user[owner],
+                item=rows[part].flatten(),
+                time=batch.time[owner],
+                history=history[owner],
+                mask=mask[owner],
+                history_times=times[owner],
+                history_ids=history_ids[owner],
+            )
+            logits.append(self.ranker(pairs).view(-1, width))
+        return torch.cat(logits) if logits else rows.new_zeros(rows.shape, dtype=torch.float32)
+
+    def _rerank(self, rows: Tensor, scores: Tensor, order: Tensor, k: int) -> Int[Tensor, "B k"]:
+        """Places of the chosen items, a list at a time; the filler of a short list stays behind its real items."""
+        assert self.reranker is not None
+        chosen = order[:, :k].clone()
+        for i, (row, score, places) in enumerate(zip(rows, scores, order, strict=True)):
+            places = places[row[places] > 0]
+            if len(places) == 0:
+                continue
+            items = row[places]
+            picked = self.reranker.rerank(
+                score[places], k, categories=self.categories[items], vectors=self.vectors[items]
+            )
+            chosen[i, : len(picked)] = places[picked]
+        return chosen
