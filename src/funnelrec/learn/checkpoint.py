@@ -16,20 +16,35 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
 import warnings
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["CheckpointError", "Checkpoints", "difference"]
+from funnelrec.data.batches import Batches
+from funnelrec.learn.optim import Optimizers
+
+__all__ = [
+    "CheckpointError",
+    "Checkpoints",
+    "Position",
+    "Run",
+    "describe_run",
+    "difference",
+    "load_weights",
+    "weights_of",
+]
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 PREFIX, TEMPORARY, DOOMED = "step-", ".writing-", ".deleting-"
@@ -143,6 +158,76 @@ class Checkpoints:
         shutil.rmtree(doomed)
 
 
+@dataclass
+class Position:
+    """Where a run stands; JSON-able."""
+
+    epoch: int = 0
+    batch: int = 0  #: batches of this epoch that are done
+    step: int = 0
+    loss_sum: float = 0.0  #: over the batches of this epoch, each times its rows
+    rows: int = 0
+    stale: int = 0  #: epochs since the best one
+    best_epoch: int | None = None
+    best_metric: float | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def end_step(self, loss: float, rows: int) -> None:
+        """Count one more batch."""
+        self.step, self.batch = self.step + 1, self.batch + 1
+        self.loss_sum, self.rows = self.loss_sum + loss * rows, self.rows + rows
+
+    def end_epoch(self, numbers: Mapping[str, float], metric: str | None, minimise: bool) -> bool:
+        """Write the epoch down and go to the next; True when it is the best so far by `metric`."""
+        self.history.append(
+            {"epoch": self.epoch, "step": self.step, "loss": self.loss_sum / max(self.rows, 1), **numbers}
+        )
+        value = math.nan if metric is None else numbers[metric]
+        before = -math.inf if self.best_metric is None else self.best_metric * (-1 if minimise else 1)
+        improved = value * (-1 if minimise else 1) > before  # never true for NaN
+        self.stale += 1
+        if improved:
+            self.best_epoch, self.best_metric, self.stale = self.epoch, value, 0
+        self.epoch, self.batch, self.loss_sum, self.rows = self.epoch + 1, 0, 0.0, 0
+        return improved
+
+
+class Run:
+    """A run and its checkpoints: what is saved, and how it is put back."""
+
+    def __init__(
+        self, store: Checkpoints, model: nn.Module, optimizers: Optimizers, description: dict[str, Any]
+    ) -> None:
+        self.store, self.model, self.optimizers, self.description = store, model, optimizers, description
+
+    def save(self, at: Position, best: dict[str, Tensor] | None) -> None:
+        """Write weights, optimiser, random generator, position and the best weights so far."""
+        state = self.optimizers.state_dict()
+        groups = {"weights": weights_of(self.model), "optimizer": state["tensors"], "rng": _rng(self.model)}
+        if best is not None:
+            groups["best"] = best
+        values = {"run": self.description, "position": asdict(at), "optimizer": state["values"]}
+        self.store.save(at.step, groups, values)
+
+    def load(self) -> tuple[Position, dict[str, Tensor] | None] | None:
+        """Put back the newest checkpoint, in place; its position and best weights, or None when there is none."""
+        found = self.store.load()
+        if found is None:
+            return None
+        groups, values = found
+        changes = difference(values["run"], self.description)
+        if changes:
+            raise CheckpointError(
+                f"the run in {self.store.folder} is another one ({'; '.join(changes)}); "
+                "undo the change, choose another folder, or pass resume=False to start anew"
+            )
+        load_weights(self.model, groups["weights"])
+        self.optimizers.load_state_dict({"tensors": groups.get("optimizer", {}), "values": values["optimizer"]})
+        _set_rng(groups["rng"], self.model)
+        best = groups.get("best")
+        return Position(**values["position"]), None if best is None else {k: v.clone() for k, v in best.items()}
+
+
 def difference(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """What differs between two descriptions of a run, one line an entry."""
     lines = []
@@ -156,11 +241,13 @@ def difference(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str
 
 
 def _flat(groups: Groups) -> dict[str, Tensor]:
-    return {
-        f"{group}/{name}": tensor.detach().cpu().contiguous()
-        for group, tensors in groups.items()
-        for name, tensor in tensors.items()
-    }
+    """One level of names. Parts of a larger tensor are copied: safetensors refuses shared memory."""
+    flat = {}
+    for group, tensors in groups.items():
+        for name, tensor in tensors.items():
+            whole = tensor.detach().cpu().contiguous()
+            flat[f"{group}/{name}"] = whole if whole.untyped_storage().nbytes() == whole.nbytes else whole.clone()
+    return flat
 
 
 def _read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -191,3 +278,52 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def describe_run(model: nn.Module, batches: Batches, options: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same for a run to be continued."""
+    examples = batches.examples
+    fingerprint = getattr(getattr(examples, "dataset", None), "fingerprint", None)
+    return {
+        "model": f"{type(model).__module__}.{type(model).__qualname__}",
+        "modules": repr(model),
+        "weights": {name: [str(t.dtype), *t.shape] for name, t in weights_of(model).items()},
+        "data": {
+            "examples": type(examples).__qualname__, "number": len(examples), "fingerprint": fingerprint,
+            "batch_size": batches.batch_size, "shuffle": batches.shuffle, "seed": batches.seed,
+            "drop_last": batches.drop_last, "block": batches.block,
+        },
+        "fit": options,
+    }  # fmt: skip
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and saved buffers; a tensor that has two names is listed once."""
+    seen: set[tuple[int, int]] = set()
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        key = (tensor.data_ptr(), tensor.numel())
+        if tensor.numel() == 0 or key not in seen:
+            weights[name] = tensor
+            seen.add(key)
+    return weights
+
+
+def load_weights(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Copy what `weights_of` gave back into the model, in place."""
+    with torch.no_grad():
+        for name, tensor in weights_of(model).items():
+            tensor.copy_(saved[name])
+
+
+def _rng(model: nn.Module) -> dict[str, Tensor]:
+    device = next(model.parameters()).device
+    return {"cpu": torch.get_rng_state()} | (
+        {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    )
+
+
+def _set_rng(states: Mapping[str, Tensor], model: nn.Module) -> None:
+    torch.set_rng_state(states["cpu"].clone())
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"].clone(), next(model.parameters()).device)
