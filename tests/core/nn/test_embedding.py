@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from funnelrec.core.batch import Batch
-from funnelrec.core.nn.embedding import FieldEmbedding, Table, suggested_dim
+from funnelrec.core.nn.embedding import FieldEmbedding, Table, coalesced, suggested_dim, sum_by_row
 from funnelrec.core.schema import CategorySpec, NumberSpec, Spec
 
 # columns: user | three slots of genre | item; rows: user 1..4, genre 5..7, item 8..9
@@ -53,9 +53,45 @@ def test_gradient_touches_the_rows_of_the_batch_and_never_padding(dtype: torch.d
     assert grad is not None
     assert grad.is_sparse is not dense
     if not dense:
-        assert grad._nnz() == 3  # 3, 3, 5: what a step has to read and write, however many rows there are
+        assert grad._nnz() == 2  # rows 3 and 5: what a step reads and writes, however many rows there are
         grad = grad.to_dense()
     torch.testing.assert_close(grad[:, 0], torch.tensor([0.0, 0.0, 0.0, 2.0, 0.0, 1.0]))
+
+
+@given(st.lists(st.integers(0, 5), max_size=30), st.sampled_from([torch.float32, torch.float64]))
+def test_sum_by_row_equals_a_loop(ids: list[int], dtype: torch.dtype) -> None:
+    rows, values = torch.tensor(ids, dtype=torch.int32), torch.randn(len(ids), 3, dtype=dtype)
+    distinct, sums = sum_by_row(rows, values)
+    assert distinct.tolist() == sorted(set(ids))
+    for row, total in zip(distinct.tolist(), sums, strict=True):
+        torch.testing.assert_close(total, values[rows == row].sum(0))
+
+
+def test_coalesced_equals_torch() -> None:
+    rows, values = torch.tensor([[4, 1, 4, 0]]), torch.randn(4, 3)
+    gradient = torch.sparse_coo_tensor(rows, values, (6, 3), check_invariants=True)
+    own = coalesced(gradient)
+    assert own.is_coalesced() and coalesced(own) is own
+    assert own.indices().tolist() == [[0, 1, 4]]
+    torch.testing.assert_close(own.to_dense(), gradient.coalesce().to_dense())
+    in_order = coalesced(torch.sparse_coo_tensor(torch.tensor([[1, 4]]), values[:2], (6, 3), check_invariants=True))
+    assert in_order.is_coalesced() and in_order.values().data_ptr() == values.data_ptr()  # nothing was copied
+
+
+def test_sparse_and_dense_gradients_agree_over_two_look_ups() -> None:
+    sparse, dense = Table(9, 4), Table(9, 4, dense=True)
+    dense.load_state_dict(sparse.state_dict())
+    for table in (sparse, dense):
+        (table(torch.tensor([[1, 0, 3], [8, 3, 3]])).square().sum() + table(torch.tensor([3, 8])).sum()).backward()
+    assert sparse.weight.grad is not None
+    torch.testing.assert_close(sparse.weight.grad.to_dense(), dense.weight.grad)
+
+
+def test_padding_only_and_no_ids_give_an_empty_gradient() -> None:
+    for ids in (torch.zeros(2, 3, dtype=torch.int32), torch.zeros(0, 3, dtype=torch.int32)):
+        table = Table(4, 2)
+        table(ids).sum().backward()
+        assert table.weight.grad is not None and table.weight.grad._nnz() == 0
 
 
 def test_ids_above_two_to_the_24_are_distinct() -> None:
