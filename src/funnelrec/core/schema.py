@@ -10,7 +10,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import polars as pl
 
 __all__ = [
     "Category",
@@ -133,6 +136,16 @@ def _field_to_dict(field: Field) -> dict[str, Any]:
     return {"kind": kind, **dataclasses.asdict(field)}
 
 
+def _describe_field(field: Field) -> str:
+    """A field with the options that differ from their defaults: "genres  Category(many=True)"."""
+    options = [
+        f"{f.name}={getattr(field, f.name)!r}"
+        for f in dataclasses.fields(field)
+        if f.name != "name" and (getattr(field, f.name) != f.default or f.name == "transform")
+    ]
+    return f"{field.name}  {type(field).__name__}({', '.join(options)})".removesuffix("()")
+
+
 def _from_dict(cls: type[Any], data: Mapping[str, Any]) -> Any:
     known = [f.name for f in dataclasses.fields(cls)]
     unknown = sorted(set(data) - set(known))
@@ -157,8 +170,8 @@ class Schema:
     time: str | None = None
     label: str | None = None
     weight: str | None = None
-    positive: float = 0.5
-    click: float | None = None
+    positive: int | float = 0.5
+    click: int | float | None = None
     context: tuple[Field, ...] = ()
     users: tuple[Field, ...] = ()
     items: tuple[Field, ...] = ()
@@ -166,6 +179,9 @@ class Schema:
     def __post_init__(self) -> None:
         for side, fields in (("context", self.context), ("users", self.users), ("items", self.items)):
             object.__setattr__(self, side, tuple(fields))
+        # 4 and 4.0 are one rule and must be one text in JSON, or equal schemas would get two fingerprints.
+        object.__setattr__(self, "positive", float(self.positive))
+        object.__setattr__(self, "click", None if self.click is None else float(self.click))
         names = [c for c in (self.user, self.item, self.time, self.label, self.weight) if c is not None]
         names += [f.name for f in (*self.context, *self.users, *self.items)]
         twice = sorted({n for n in names if names.count(n) > 1})
@@ -196,6 +212,34 @@ class Schema:
         sides = {s: tuple(_field_from_dict(f) for f in data.get(s, ())) for s in ("context", "users", "items")}
         schema: Schema = _from_dict(cls, {**data, **sides})
         return schema
+
+    @classmethod
+    def infer(
+        cls, events: pl.DataFrame, users: pl.DataFrame | None = None, items: pl.DataFrame | None = None
+    ) -> Schema:
+        """Guess the meaning of the columns from their names and contents; `describe` shows what was guessed.
+
+        The rules are in core/infer.py. Raises ValueError when only one of user and item is recognised, or when a
+        users or items table shares no key column with the events.
+        """
+        from funnelrec.core.infer import infer_schema  # polars is needed here only
+
+        return infer_schema(events, users, items)
+
+    def describe(self) -> str:
+        """The schema as readable text, one column a line."""
+        kind = "plain rows, without user and item" if self.is_rows else "one event a row: who, what"
+        lines = [f"events ({kind})"]
+        for role in ("user", "item", "time", "label", "weight"):
+            column = getattr(self, role)
+            lines.append(f"  {role:<9}{column}" if column is not None else f"  {role:<9}-")
+        if self.label is not None:
+            lines.append(f"  positive {self.label} >= {self.positive:g}")
+            lines.append(f"  click    {f'{self.label} >= {self.click:g}' if self.click is not None else self.label}")
+        for side, title in (("context", "context of an event"), ("users", "users"), ("items", "items")):
+            fields: tuple[Field, ...] = getattr(self, side)
+            lines += [title, *(f"  {_describe_field(f)}" for f in fields)] if fields else []
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True, slots=True)

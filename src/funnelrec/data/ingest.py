@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +24,9 @@ from funnelrec.data.scan import Scan, header_of, scan
 from funnelrec.data.tables import Accounting, Reject
 from funnelrec.data.vocabulary import CANONICAL_INTEGER, canonical_ids
 
-__all__ = ["Accounting", "BadRowsError", "Kind", "Reject", "read_delimited", "read_table"]
+__all__ = ["Accounting", "BadRowsError", "Reject", "read_delimited", "read_table"]
 
-Kind = Literal["id", "key", "time", "label", "number", "category", "text", "any"]
-KINDS: tuple[Kind, ...] = ("id", "key", "time", "label", "number", "category", "text", "any")
+KINDS = ("id", "key", "time", "label", "number", "category", "text", "any")
 
 TEXT_FILES = (".csv", ".tsv", ".tab", ".txt", ".dat", ".data")
 ARROW_FILES = (".arrow", ".feather", ".ipc")
@@ -75,7 +74,7 @@ class _Faults:
 def read_table(
     source: Any,
     *,
-    columns: Mapping[str, Kind] | None = None,
+    columns: Mapping[str, str] | None = None,
     max_bad_rows: int = 0,
 ) -> tuple[pl.DataFrame, Accounting]:
     """Read a path (CSV, TSV, also .gz or .zst; Parquet; Arrow/Feather), or a polars, pandas or Arrow table.
@@ -121,7 +120,7 @@ def read_delimited(
     separator: str = ",",
     names: Sequence[str] | None = None,
     quoted: bool = True,
-    columns: Mapping[str, Kind] | None = None,
+    columns: Mapping[str, str] | None = None,
     max_bad_rows: int = 0,
 ) -> tuple[pl.DataFrame, Accounting]:
     """As `read_table`, for the bytes of a delimited text. `names` are the columns of a text without header line;
@@ -227,7 +226,7 @@ def _parse(body: bytes, names: Sequence[str], separator: str, quoted: bool) -> p
 def _typed(
     frame: pl.DataFrame,
     file: str,
-    columns: Mapping[str, Kind] | None,
+    columns: Mapping[str, str] | None,
     max_bad_rows: int,
     structural: Sequence[Reject],
     line_of: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]],
@@ -266,7 +265,7 @@ def _typed(
     return table.with_columns(ids), Accounting(file, read, table.height, tuple(rejects))
 
 
-def _convert(values: pl.Series, kind: Kind, file: str) -> tuple[pl.Series, _Faults | None]:
+def _convert(values: pl.Series, kind: str, file: str) -> tuple[pl.Series, _Faults | None]:
     if kind == "any":
         return (_guess(values) if values.dtype == pl.String else values), None
     if kind == "text":

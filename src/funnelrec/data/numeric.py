@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from funnelrec.core.schema import TRANSFORMS, Number, Transform
+from funnelrec.core.schema import TRANSFORMS, Number
 
 __all__ = ["NumericTransform", "fit_transform_for"]
 
@@ -35,7 +35,7 @@ class NumericTransform:
     """A fitted transform. `knots` and `levels` (rising, equally long) serve quantile and powers; `mean` and `std` the
     others. `std` 0 or no knots: nothing was to be learnt, the output does not depend on the value."""
 
-    kind: Transform
+    kind: str  # one of TRANSFORMS
     knots: tuple[float, ...] = ()
     levels: tuple[float, ...] = ()
     mean: float = 0.0

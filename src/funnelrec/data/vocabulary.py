@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -116,9 +116,9 @@ class Vocabulary:
         return self.values.len() + FIRST_KNOWN
 
     @property
-    def dtype(self) -> type[pl.DataType]:
-        """pl.Int64 or pl.String."""
-        return pl.Int64 if self.values.dtype == pl.Int64 else pl.String
+    def dtype(self) -> Literal["int64", "string"]:
+        """What the values are."""
+        return "int64" if self.values.dtype == pl.Int64 else "string"
 
     def __len__(self) -> int:
         return self.size
@@ -159,7 +159,7 @@ class Vocabulary:
 
     def to_arrow(self) -> pa.Table:
         """Columns `value` and `count`; `from_arrow` is the inverse."""
-        kind = pa.int64() if self.dtype == pl.Int64 else pa.large_string()
+        kind = pa.int64() if self.dtype == "int64" else pa.large_string()
         columns = [self.values.to_arrow().cast(kind), pa.array(self.counts, pa.int64())]
         schema = pa.schema([("value", kind), ("count", pa.int64())], metadata={METADATA: b'{"kind": "vocabulary"}'})
         return pa.Table.from_arrays(columns, schema=schema)

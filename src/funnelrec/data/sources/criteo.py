@@ -9,23 +9,23 @@ Files:  train.txt, 45.8 M rows, without header: label, I1..I13, C1..C26, separat
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
-from funnelrec.core.schema import Category, Number, Schema
-from funnelrec.data.ingest import Kind, read_delimited
+from funnelrec.core.schema import Category, Number, Schema, Transform
+from funnelrec.data.ingest import read_delimited
 from funnelrec.data.sources._files import read_first
 from funnelrec.data.tables import Tables
 
 __all__ = ["load"]
 
 NUMBERS = tuple(f"I{i}" for i in range(1, 14))
+TRANSFORM_OF: dict[str, Transform] = {"log": "log", "quantile": "quantile"}
 CATEGORIES = tuple(f"C{i}" for i in range(1, 27))
 
 
 def load(
     path: Path | str | None = None,
     *,
-    numbers: Literal["log", "quantile"] = "log",
+    numbers: str = "log",
     min_count: int = 1,
     max_bad_rows: int = 0,
 ) -> Tables:
@@ -36,14 +36,15 @@ def load(
     """
     if path is None:
         raise ValueError("criteo is not downloaded; pass the path of its train.txt")
-    if numbers not in ("log", "quantile"):
+    transform = TRANSFORM_OF.get(numbers)
+    if transform is None:
         raise ValueError(f"numbers must be 'log' or 'quantile', received {numbers!r}")
     home = Path(path)
     if home.is_dir():
         name, data = read_first(home, ["train.txt"])
     else:
         name, data = read_first(home.parent, [home.name.removesuffix(".gz")])
-    kinds: dict[str, Kind] = {"label": "label"}
+    kinds: dict[str, str] = {"label": "label"}
     kinds |= dict.fromkeys(NUMBERS, "number")
     kinds |= dict.fromkeys(CATEGORIES, "text")  # hexadecimal: 00000012 and 12 are two values
     events, account = read_delimited(
@@ -52,7 +53,7 @@ def load(
     schema = Schema(
         label="label",
         context=(
-            *(Number(n, transform=numbers) for n in NUMBERS),
+            *(Number(n, transform=transform) for n in NUMBERS),
             *(Category(c, min_count=min_count) for c in CATEGORIES),
         ),
     )

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from funnelrec.core.schema import Category, Field, Image, Number, Schema, Text, Vector
-from funnelrec.data.ingest import Kind, read_table
+from funnelrec.data.ingest import read_table
 from funnelrec.data.tables import Tables
 
 __all__ = ["load"]
@@ -36,7 +36,7 @@ def load(
         schema = _infer(events, users, items, max_bad_rows)
     elif not isinstance(schema, Schema):
         schema = _read_schema(Path(schema))
-    kinds: dict[str, Kind] = _kinds_of(schema.context)
+    kinds: dict[str, str] = _kinds_of(schema.context)
     if schema.user is not None and schema.item is not None:
         kinds |= {schema.user: "id", schema.item: "id"}
     if schema.time is not None:
@@ -76,8 +76,8 @@ def _read_schema(path: Path) -> Schema:
     return Schema.from_dict(data)
 
 
-def _kinds_of(fields: tuple[Field, ...]) -> dict[str, Kind]:
-    kinds: dict[str, Kind] = {}
+def _kinds_of(fields: tuple[Field, ...]) -> dict[str, str]:
+    kinds: dict[str, str] = {}
     for field in fields:
         if isinstance(field, Category) and not field.many:
             kinds[field.name] = "category"

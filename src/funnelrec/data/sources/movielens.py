@@ -52,8 +52,8 @@ def load(
     path: Path | str | None = None,
     *,
     variant: str = "1m",
-    positive: float = 0.5,
-    click: float | None = 4,
+    positive: int | float = 0.5,
+    click: int | float | None = 4,
     max_bad_rows: int = 0,
 ) -> Tables:
     """Read a folder or the published zip archive; without `path`, download the archive (6 MB) once and keep it.
@@ -137,7 +137,7 @@ def _read(
         separator="\t",
         names=names,
         quoted=False,
-        columns=columns,  # type: ignore[arg-type]  # the literals above are kinds
+        columns=columns,
         max_bad_rows=max_bad_rows,
     )
 
