@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,7 @@ CHUNK_BYTES = 8 * 2**20  #: of logits alive at a time; what fits the last-level 
 SAFE_LOGIT = 50.0  #: exp(±50) and sums of a billion of them are far from the limits of float32
 
 
+@runtime_checkable
 class Loss(Protocol):
     """Anything that `fit` can minimise."""
 

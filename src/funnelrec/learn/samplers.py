@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +20,7 @@ from funnelrec.core.shapes import FIRST_KNOWN
 __all__ = ["LogUniform", "Popularity", "Sampler", "Uniform"]
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """What a loss needs to know of a sampler."""
 
