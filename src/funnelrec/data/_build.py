@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -58,20 +58,18 @@ class _Timeline:
     split: AnySplit
 
 
-def _column(table: pl.DataFrame, name: str, kind: type[pl.DataType]) -> npt.NDArray[Any]:
-    """A column without gaps as an array. Raises ValueError where it has gaps or another type."""
+def _column(table: pl.DataFrame, name: str, kind: Literal["seconds", "float"]) -> npt.NDArray[Any]:
+    """A column without gaps: whole seconds as int64 or floats as float32. Raises ValueError for anything else."""
     column = table[name]
-    numeric = (
-        column.dtype.is_integer() if kind == pl.Int64 else (column.dtype.is_numeric() or column.dtype == pl.Boolean)
-    )
-    if not numeric:
-        wanted = "whole seconds" if kind == pl.Int64 else "numbers"
-        raise ValueError(f"column '{name}' needs {wanted}, received {column.dtype}; read the table with read_table")
+    dtype = column.dtype
+    if not (dtype.is_integer() or (kind == "float" and (dtype.is_numeric() or dtype == pl.Boolean))):
+        wanted = "whole seconds" if kind == "seconds" else "numbers"
+        raise ValueError(f"column '{name}' needs {wanted}, received {dtype}; read the table with read_table")
     if column.null_count():
         raise ValueError(f"column '{name}' has {column.null_count()} missing values; drop those rows or fill them")
-    if column.dtype.is_float() and not column.is_finite().all():
+    if dtype.is_float() and not column.is_finite().all():
         raise ValueError(f"column '{name}' has values that are NaN or infinite; drop those rows or mend them")
-    return column.cast(kind).to_numpy()
+    return column.cast(pl.Int64 if kind == "seconds" else pl.Float32).to_numpy()
 
 
 def _timeline(tables: Tables, split: AnySplit | None) -> _Timeline:
@@ -86,7 +84,7 @@ def _timeline(tables: Tables, split: AnySplit | None) -> _Timeline:
         raise ValueError("GlobalTime needs the column 'time', which the schema lacks; use Ratio or a published part")
     events = tables.events
     n = events.height
-    time = _column(events, schema.time, pl.Int64) if schema.time else np.arange(n, dtype=np.int64)
+    time = _column(events, schema.time, "seconds") if schema.time else np.arange(n, dtype=np.int64)
     if (time[1:] < time[:-1]).any():
         order = np.argsort(time, kind="stable")
         events, time = events[order], time[order]
@@ -209,12 +207,12 @@ def _pack(tables: Tables, line: _Timeline, fitted: _Fitted, person: Int64Array, 
     """Write the facts, some at a time."""
     schema, layout, n = tables.schema, Layout.of(tables.schema, fitted.spec), line.events.height
     facts = np.lib.format.open_memmap(path, mode="w+", dtype=np.int32, shape=(n, layout.width))
-    label = _column(line.events, schema.label, pl.Float32) if schema.label else np.ones(n, np.float32)
+    label = _column(line.events, schema.label, "float") if schema.label else np.ones(n, np.float32)
     for start in range(0, n, CHUNK):
         part = slice(start, min(start + CHUNK, n))
         events = line.events[part]
         packed = np.zeros((events.height, layout.width), dtype=np.int32)
-        packed[:, layout.label] = label[part].astype(np.float32).view(np.int32)
+        packed[:, layout.label] = label[part].view(np.int32)
         if layout.moment is not None:
             moment = np.ascontiguousarray(line.moment[part])
             packed[:, layout.moment : layout.moment + 2] = moment.view(np.int32).reshape(-1, 2)
@@ -222,7 +220,7 @@ def _pack(tables: Tables, line: _Timeline, fitted: _Fitted, person: Int64Array, 
             packed[:, layout.user] = person[part]
             packed[:, layout.item] = fitted.item_key.encode(events[schema.item])
         if layout.weight is not None and schema.weight:
-            packed[:, layout.weight] = _column(events, schema.weight, pl.Float32).astype(np.float32).view(np.int32)
+            packed[:, layout.weight] = _column(events, schema.weight, "float").view(np.int32)
         ids, numbers = encode_fields(events, schema.context, fitted.spec, fitted.vocabularies, fitted.transforms)
         packed[:, slice(*layout.ids)] = ids
         packed[:, slice(*layout.numbers)] = numbers.view(np.int32)
@@ -312,7 +310,7 @@ def _write_files(tables: Tables, draft: Path, split: AnySplit | None) -> None:
     }
     history = None
     if schema.user is not None and schema.item is not None and fitted.item_key is not None:
-        label = _column(line.events, schema.label, pl.Float32) if schema.label else np.ones(len(line.part), np.float32)
+        label = _column(line.events, schema.label, "float") if schema.label else np.ones(len(line.part), np.float32)
         items = fitted.item_key.encode(line.events[schema.item]).astype(np.int64)
         histories, history = _history(line, person, people, items, label >= schema.positive)
         for name in ("offsets", "items", "times"):
