@@ -137,6 +137,7 @@ class SASRec(nn.Module):
             raise ValueError(f"num_heads must divide embedding_dim, received {num_heads} and {embedding_dim}")
         if spec.num_items <= FIRST_KNOWN:
             raise ValueError(f"SASRec needs a catalogue; the spec has {spec.num_items} item rows, name the item column")
+        self.spec = spec
         self.max_len = max_len
         self.items = Table(spec.num_items, embedding_dim, std=0.02)
         self.positions = nn.Parameter(torch.empty(max_len, embedding_dim))  # row p: p slots before the newest
