@@ -165,8 +165,10 @@ def _fit(tables: Tables, line: _Timeline) -> _Fitted:
         table: pl.DataFrame | None = getattr(tables, side)
         if table is not None:
             # Attributes too are learnt from those users and items alone that training saw.
+            # The order of the rows is fixed first: a sum of floats depends on it.
             rows = _table_rows(table, key, keys[side])
-            more = fit_fields(table.filter(pl.Series(keys[side].counts[rows - 2] > 0)), fields)
+            order = np.argsort(rows)
+            more = fit_fields(table[order[keys[side].counts[rows[order] - 2] > 0]], fields)
             vocabularies |= more[0]
             transforms |= more[1]
     spec = compile_spec(schema, vocabularies, transforms)
@@ -229,18 +231,21 @@ def _pack(tables: Tables, line: _Timeline, fitted: _Fitted, person: Int64Array, 
     return layout
 
 
-def _people_rows(line: _Timeline, fitted: _Fitted) -> tuple[Int64Array, int]:
-    """Each event's row in the histories, and the number of such rows.
+def _people_rows(line: _Timeline, fitted: _Fitted) -> tuple[Int64Array, Vocabulary | None]:
+    """Each event's row in the histories, and the ids of those rows.
 
     People whom training never saw are one row to a model, but not one person: they get rows after the users'.
     """
-    if line.people is None or fitted.user_key is None:
-        return line.person, 0
+    users = fitted.user_key
+    if line.people is None or users is None:
+        return line.person, None
     rows = np.zeros(line.people.size, dtype=np.int64)
-    rows[2:] = fitted.user_key.encode(line.people.values)
+    rows[2:] = users.encode(line.people.values)
     strangers = np.flatnonzero(rows == 1)
-    rows[strangers] = fitted.user_key.size + np.arange(len(strangers))
-    return rows[line.person], fitted.user_key.size + len(strangers)
+    rows[strangers] = users.size + np.arange(len(strangers))
+    ids = line.people.decode(strangers).cast(users.values.dtype)
+    counts = np.concatenate([users.counts, np.zeros(len(ids), dtype=np.int64)])
+    return rows[line.person], Vocabulary(pl.concat([users.values, ids]), counts)
 
 
 def _history(
@@ -304,15 +309,18 @@ def _write_files(tables: Tables, draft: Path, split: AnySplit | None) -> None:
     np.save(draft / "part.npy", line.part)
     if isinstance(line.split, LeaveLastOut):
         np.save(draft / "time.npy", line.time)
-    counts = {"events": len(line.part), "people": people}
+    counts = {"events": len(line.part)}
+    if people is not None:
+        counts["people"] = people.size
+        feather.write_feather(people.to_arrow(), draft / "people.arrow", compression="uncompressed")
     counts |= {
         name: int((line.part == part).sum()) for name, part in (("train", TRAIN), ("valid", VALID), ("test", TEST))
     }
     history = None
-    if schema.user is not None and schema.item is not None and fitted.item_key is not None:
+    if people is not None and schema.user is not None and schema.item is not None and fitted.item_key is not None:
         label = _column(line.events, schema.label, "float") if schema.label else np.ones(len(line.part), np.float32)
         items = fitted.item_key.encode(line.events[schema.item]).astype(np.int64)
-        histories, history = _history(line, person, people, items, label >= schema.positive)
+        histories, history = _history(line, person, people.size, items, label >= schema.positive)
         for name in ("offsets", "items", "times"):
             np.save(draft / f"history_{name}.npy", getattr(histories, name).numpy())
         counts["positives"] = int((label >= schema.positive).sum())
