@@ -5,7 +5,8 @@
     time.npy                LeaveLastOut only: the times, where the moments are ordinals
     history_*.npy           who did what before when (data/histories.py)
     user_*.npy item_*.npy   attributes by user row and item row (data/features.py)
-    vocabulary_*.arrow      values to rows; catalogue.arrow: the raw items table by item row
+    vocabulary_*.arrow      values to rows; catalogue.arrow: the raw items table by item row; people.arrow: ids by
+                            row of the histories
 
 Everything that is fitted (vocabularies, numeric transforms) is fitted on the training part alone.
 """
@@ -170,6 +171,16 @@ class Dataset:
     def item_vocabulary(self) -> Vocabulary:
         """Item ids to item rows."""
         return self._key_vocabulary(self.schema.item)
+
+    @cached_property
+    def people(self) -> Vocabulary:
+        """The ids behind the rows of the histories: the users, then the people whom training never saw."""
+        if self.schema.is_rows:
+            raise ValueError("a plain rows table has no people: its schema names no user")
+        people = vocabulary_from_arrow(feather.read_table(self.folder / "people.arrow", memory_map=False))
+        if not isinstance(people, Vocabulary):
+            raise ValueError(f"{self.folder / 'people.arrow'} holds no ids; build the dataset again")
+        return people
 
     @cached_property
     def catalogue(self) -> pl.DataFrame:

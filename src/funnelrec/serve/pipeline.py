@@ -50,7 +50,6 @@ class Pipeline:
         features: Features,
         matcher: Matcher,
         ranker: nn.Module | None = None,
-        reranker: Reranker | None = None,
         categories: Int[Tensor, "N G"],
         vectors: Float[Tensor, "N D"],
         candidates: int = 500,
@@ -61,7 +60,6 @@ class Pipeline:
         self.features = features
         self.matcher = matcher
         self.ranker = ranker
-        self.reranker = reranker
         self.categories = categories
         self.vectors = vectors
         self.candidates = candidates
@@ -77,8 +75,12 @@ class Pipeline:
         allowed: Bool[Tensor, "N"] | None = None,
         context_ids: Int[Tensor, "B Cc"] | None = None,
         context_numbers: Float[Tensor, "B Mc"] | None = None,
+        reranker: Reranker | None = None,
     ) -> Ranked:
-        """The k best items for each example of `batch` (`user`, `time`, `history`, `mask`, `history_times`)."""
+        """The k best items for each example of `batch` (`user`, `time`, `history`, `mask`, `history_times`).
+
+        `reranker` is the pipeline's own or another one for this answer; None leaves the order of the scores.
+        """
         rows, match_scores = self.matcher.recommend(batch, max(k, self.candidates), exclude, allowed)  # (B, C)
         real = rows > 0
         scores = match_scores
@@ -86,8 +88,8 @@ class Pipeline:
             scores = self._rank(batch, rows, context_ids, context_numbers)
             scores = scores.masked_fill(~real, -torch.inf)
         order = scores.sort(dim=1, descending=True, stable=True).indices  # equal scores keep the matcher's order
-        if self.reranker is not None:
-            order = self._rerank(rows, scores, order, k)
+        if reranker is not None:
+            order = self._rerank(reranker, rows, scores, order, k)
         order = order[:, :k]
         return Ranked(
             rows=rows.gather(1, order),
@@ -128,17 +130,16 @@ class Pipeline:
             logits.append(self.ranker(pairs).view(-1, width))
         return torch.cat(logits) if logits else rows.new_zeros(rows.shape, dtype=torch.float32)
 
-    def _rerank(self, rows: Tensor, scores: Tensor, order: Tensor, k: int) -> Int[Tensor, "B k"]:
+    def _rerank(
+        self, reranker: Reranker, rows: Tensor, scores: Tensor, order: Tensor, k: int
+    ) -> Int[Tensor, "B k"]:
         """Places of the chosen items, a list at a time; the filler of a short list stays behind its real items."""
-        assert self.reranker is not None
         chosen = order[:, :k].clone()
         for i, (row, score, places) in enumerate(zip(rows, scores, order, strict=True)):
             places = places[row[places] > 0]
             if len(places) == 0:
                 continue
             items = row[places]
-            picked = self.reranker.rerank(
-                score[places], k, categories=self.categories[items], vectors=self.vectors[items]
-            )
+            picked = reranker.rerank(score[places], k, categories=self.categories[items], vectors=self.vectors[items])
             chosen[i, : len(picked)] = places[picked]
         return chosen

@@ -1,0 +1,317 @@
+"""Funnel: the whole recommender in one object, and in one folder that loads without the data it was made from.
+
+    funnel = Funnel.build(dataset, matcher=sasrec, ranker=din, reranker=ControllableDiversity())
+    funnel.save("shop.funnel")
+    Funnel.load("shop.funnel").recommend(user=42, k=10)
+
+It speaks the user's own ids on both sides and holds everything that the answer needs: vocabularies, attributes of users
+and items, histories, item vectors, weights. What goes wrong with a request is a RequestError of one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from funnelrec import zoo
+from funnelrec.core.batch import Batch
+from funnelrec.core.contracts import Matcher, Reranker, VectorMatcher
+from funnelrec.core.shapes import FIRST_KNOWN, PADDING, UNKNOWN
+from funnelrec.data.dataset import Dataset
+from funnelrec.match.popularity import Popularity
+from funnelrec.match.retriever import VectorRetriever
+from funnelrec.serve.artifact import read_artifact, write_artifact
+from funnelrec.serve.pipeline import Pipeline, Ranked
+from funnelrec.serve.request import Recommendation, Recommended, Request, RequestError
+from funnelrec.serve.store import Store
+
+__all__ = ["Funnel"]
+
+FALLBACK_HALF_LIFE = 7.0  #: days; the fallback is what has been popular of late
+
+
+class Funnel:
+    """match -> rank -> rerank over one catalogue. Make one with `build` or `load`.
+
+    `candidates` is how many items the matcher hands to the ranker, `max_len` the longest history that is read,
+    `diversity_field` the categorical item field on which re-ranking measures variety, `metrics` what was measured.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        matcher: nn.Module,
+        fallback: Popularity,
+        ranker: nn.Module | None = None,
+        reranker: Reranker | None = None,
+        candidates: int = 500,
+        max_len: int = 50,
+        diversity_field: str | None = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> None:
+        for module in (matcher, fallback, ranker):
+            if module is not None:
+                module.eval()
+        self.store = store
+        self.matcher, self.fallback, self.ranker, self.reranker = matcher, fallback, ranker, reranker
+        self.diversity_field = diversity_field
+        self.metrics = dict(metrics or {})
+        retriever, vectors = _retriever(matcher, fallback, store.spec.num_items)
+        self.pipeline = Pipeline(
+            features=store.features,
+            matcher=retriever,
+            ranker=ranker,
+            categories=_categories(store, diversity_field),
+            vectors=vectors,
+            candidates=candidates,
+            max_len=max_len,
+        )
+
+    @classmethod
+    def build(
+        cls,
+        dataset: Dataset,
+        *,
+        matcher: nn.Module,
+        ranker: nn.Module | None = None,
+        reranker: Reranker | None = None,
+        candidates: int = 500,
+        max_len: int = 50,
+        diversity_field: str | None = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> Funnel:
+        """Join trained models to what they were trained on. Histories hold every positive event of the dataset.
+
+        The fallback, for users of whom nothing is known, is recent popularity over all of these events.
+        """
+        store = Store.of(dataset)
+        fallback = Popularity(dataset.spec, half_life=FALLBACK_HALF_LIFE)
+        fallback.fit(*store.positives())
+        return cls(
+            store,
+            matcher=matcher,
+            fallback=fallback,
+            ranker=ranker,
+            reranker=reranker,
+            candidates=candidates,
+            max_len=max_len,
+            diversity_field=diversity_field,
+            metrics=metrics,
+        )
+
+    # ------------------------------------------------------------------------------------------------ questions
+    def recommend(
+        self,
+        user: int | str | None = None,
+        *,
+        history: Sequence[int | str] | None = None,
+        k: int = 10,
+        filters: Mapping[str, Any] | None = None,
+        diversity: float | None = None,
+        context: Mapping[str, Any] | None = None,
+        exclude_seen: bool = True,
+    ) -> Recommendation:
+        """The k best items for a known user, or for anyone with a history (item ids, newest last).
+
+        `filters` {"genres": ["Drama", "War"]} keeps items that have one of the values of every field named.
+        `diversity` replaces the reranker's knob for this answer; 0 is the plain order of the scores.
+        `context` gives the context fields of the events, as columns of one row. Raises RequestError.
+        """
+        request = Request(
+            user=user,
+            history=history,
+            k=k,
+            filters=filters,
+            diversity=diversity,
+            context=context,
+            exclude_seen=exclude_seen,
+        )
+        return self.recommend_many([request])[0]
+
+    def recommend_many(self, requests: Sequence[Request]) -> list[Recommendation]:
+        """Answers in the order of the requests. Requests of equal options are answered together."""
+        answers: list[Recommendation | None] = [None] * len(requests)
+        groups: dict[Any, list[int]] = {}
+        for place, request in enumerate(requests):
+            groups.setdefault(request.options(), []).append(place)
+        for places in groups.values():
+            for place, answer in zip(places, self._answer([requests[p] for p in places]), strict=True):
+                answers[place] = answer
+        return [a for a in answers if a is not None]
+
+    def _answer(self, requests: list[Request]) -> list[Recommendation]:
+        """Requests that differ only in user, history and context."""
+        first = requests[0]
+        batch, exclude, fallbacks = self._batch(requests)
+        context_ids, context_numbers = self.store.encode_contexts([r.context or {} for r in requests])
+        ranked = self.pipeline.run(
+            batch,
+            first.k,
+            exclude=exclude if first.exclude_seen else None,
+            allowed=self.store.allowed(first.filters or {}),
+            context_ids=context_ids,
+            context_numbers=context_numbers,
+            reranker=self._reranker(first.diversity),
+        )
+        return [self._recommendation(ranked, i, fallbacks[i]) for i in range(len(requests))]
+
+    def _batch(self, requests: list[Request]) -> tuple[Batch, Tensor, list[str | None]]:
+        """The batch of some requests, what each has seen, and the reason for a fallback where there is one."""
+        store, length = self.store, self.store.history_length(self.pipeline.max_len)
+        persons = store.persons([r.user for r in requests])
+        history, times, mask = store.histories.before(persons, torch.full((len(requests),), store.now), length)
+        exclude = store.histories.seen(persons, torch.full((len(requests),), store.now))
+        given = [(i, r.history) for i, r in enumerate(requests) if r.history is not None]
+        if given:
+            rows = store.item_rows([ids for _, ids in given])  # list of int64 tensors, unknown items as row 1
+            width = max([exclude.shape[1], *(len(r) for r in rows)])
+            exclude = torch.nn.functional.pad(exclude, (0, width - exclude.shape[1]))
+            for (i, _), own in zip(given, rows, strict=True):
+                newest = own[-length:]
+                for tensor, values in ((history, newest), (mask, newest != PADDING)):
+                    tensor[i] = 0
+                    tensor[i, length - len(newest) :] = values
+                times[i] = torch.where(mask[i], store.now, 0)
+                exclude[i] = 0
+                exclude[i, : len(own)] = own.masked_fill(own < FIRST_KNOWN, 0)
+        known = ((history >= FIRST_KNOWN) & mask).any(1)
+        fallbacks = [
+            None if known[i] else _reason(request, bool(persons[i] == UNKNOWN)) for i, request in enumerate(requests)
+        ]
+        batch = Batch(
+            user=store.user_rows(persons),
+            time=torch.full((len(requests),), store.now),
+            history=history,
+            mask=mask,
+            history_times=times,
+        )
+        return batch, exclude, fallbacks
+
+    def _reranker(self, diversity: float | None) -> Reranker | None:
+        if diversity is None:
+            return self.reranker
+        if self.reranker is None:
+            raise RequestError("this funnel has no reranker, so 'diversity' cannot be set; fit it with --rerank diversity")
+        config = dict(getattr(self.reranker, "config"))  # noqa: B009  (every model of the zoo has one)
+        if "diversity" not in config:
+            raise RequestError(f"the reranker {type(self.reranker).__name__} has no knob 'diversity'; leave it out")
+        changed: Reranker = type(self.reranker)(**{**config, "diversity": float(diversity)})
+        return changed
+
+    def _recommendation(self, ranked: Ranked, i: int, fallback: str | None) -> Recommendation:
+        rows = ranked.rows[i]
+        count = int((rows > 0).sum())
+        attributes = self.store.catalogue[rows[:count].numpy()].to_dicts()
+        key = str(self.store.schema.item)
+        items = tuple(
+            Recommended(
+                item=described.pop(key),
+                score=float(ranked.scores[i, place]),
+                match_score=float(ranked.match_scores[i, place]),
+                match_place=int(ranked.match_places[i, place]),
+                attributes=described,
+            )
+            for place, described in enumerate(attributes)
+        )
+        return Recommendation(items=items, fallback=fallback)
+
+    # --------------------------------------------------------------------------------------------------- on disk
+    def save(self, folder: Path | str) -> Path:
+        """Write or replace the artifact at `folder`: at every instant it is the old one or the new one."""
+        stages = {
+            "match": _described(self.matcher),
+            "fallback": _described(self.fallback),
+            "rank": None if self.ranker is None else _described(self.ranker),
+            "rerank": None if self.reranker is None else _described(self.reranker),
+        }
+        facts, members = self.store.to_members()
+        for stage, model in (("match", self.matcher), ("fallback", self.fallback), ("rank", self.ranker)):
+            if model is not None:
+                members[f"{stage}.safetensors"] = _weights(model)
+        manifest = {
+            "stages": stages,
+            "candidates": self.pipeline.candidates,
+            "max_len": self.pipeline.max_len,
+            "diversity_field": self.diversity_field,
+            "metrics": self.metrics,
+            **facts,
+        }
+        write_artifact(Path(folder), manifest, members)
+        return Path(folder)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Funnel:
+        """Read and verify an artifact; needs nothing else. Raises ArtifactError that names the faulty file."""
+        manifest, members = read_artifact(Path(folder))
+        store = Store.from_members(manifest, members)
+        stages = {name: entry for name, entry in manifest["stages"].items() if entry is not None}
+        models = {name: _restored(entry, store, members.get(f"{name}.safetensors")) for name, entry in stages.items()}
+        return cls(
+            store,
+            matcher=models["match"],
+            fallback=models["fallback"],
+            ranker=models.get("rank"),
+            reranker=models.get("rerank"),
+            candidates=manifest["candidates"],
+            max_len=manifest["max_len"],
+            diversity_field=manifest["diversity_field"],
+            metrics=manifest["metrics"],
+        )
+
+    def __repr__(self) -> str:
+        parts = (self.matcher, self.ranker, self.reranker)
+        stages = " -> ".join(type(p).__name__ for p in parts if p is not None)
+        return f"Funnel({stages}, {self.store.spec.num_items - FIRST_KNOWN:,} items)"
+
+
+def _reason(request: Request, unknown_user: bool) -> str:
+    if request.history is not None:
+        return "unknown items" if len(request.history) else "empty history"
+    return "unknown user" if unknown_user else "empty history"
+
+
+def _retriever(matcher: nn.Module, fallback: Popularity, num_items: int) -> tuple[Matcher, Tensor]:
+    """The matcher as one that recommends, and an item vector each (width 0 where the matcher has none)."""
+    if isinstance(matcher, VectorMatcher):
+        retriever = VectorRetriever.of(matcher, num_items=num_items, fallback=fallback)
+        return retriever, retriever.vectors
+    if isinstance(matcher, Matcher):
+        return matcher, torch.zeros(num_items, 0)
+    raise ValueError(f"{type(matcher).__name__} is no matcher; it needs encode_users and encode_items, or recommend")
+
+
+def _categories(store: Store, field: str | None) -> Tensor:
+    """The rows that variety is measured on; one empty column where no field was named."""
+    if field is None:
+        return torch.zeros(store.spec.num_items, 1, dtype=torch.int64)
+    return store.item_attribute(field)
+
+
+def _described(model: Any) -> dict[str, Any]:
+    name = type(model).__module__.removeprefix("funnelrec.").replace(".", "/")
+    if name not in zoo.names():
+        raise ValueError(f"{type(model).__name__} is not a model of the zoo, so a saved funnel could not load it again")
+    return {"name": name, "config": model.config, "takes_spec": hasattr(model, "spec")}
+
+
+def _weights(model: nn.Module) -> bytes:
+    from safetensors.torch import save  # noqa: PLC0415  (only when saving)
+
+    return save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
+
+
+def _restored(entry: Mapping[str, Any], store: Store, weights: bytes | None) -> Any:
+    from safetensors.torch import load  # noqa: PLC0415  (only when loading)
+
+    cls = zoo.load(entry["name"])
+    model = cls(store.spec, **entry["config"]) if entry["takes_spec"] else cls(**entry["config"])
+    if weights is not None:
+        model.load_state_dict(load(weights))
+    return model
+
+

@@ -1,0 +1,229 @@
+"""Store: everything a funnel knows that is not a model. Ids to rows, attributes, histories, the catalogue."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.feather as feather
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+import funnelrec
+from funnelrec.core.schema import Category, Number, Schema, Spec
+from funnelrec.core.shapes import FIRST_KNOWN, UNKNOWN
+from funnelrec.data.dataset import Dataset
+from funnelrec.data.encoding import encode_fields, unfuse
+from funnelrec.data.features import Features
+from funnelrec.data.histories import Histories
+from funnelrec.data.numeric import NumericTransform
+from funnelrec.data.vocabulary import HashVocabulary, Vocabulary, vocabulary_from_arrow
+from funnelrec.serve.request import RequestError
+
+__all__ = ["Store"]
+
+MAX_HISTORY = 200  #: slots; the longest history any stage reads
+FEATURES = ("user_ids", "user_numbers", "item_ids", "item_numbers")
+
+
+@dataclass(frozen=True)
+class Store:
+    """The data side of a funnel. `people` are the ids behind the rows of `histories` (row 2 is the first id): the
+    users of the vocabulary, then those whom training never saw. `now` is just after the last event, in seconds."""
+
+    schema: Schema
+    spec: Spec
+    vocabularies: Mapping[str, Vocabulary | HashVocabulary]
+    transforms: Mapping[str, NumericTransform]
+    features: Features
+    histories: Histories
+    people: Vocabulary
+    catalogue: pl.DataFrame
+    now: int
+    fingerprint: str
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Store:
+        """What serving needs of a dataset, copied into memory."""
+        if dataset.schema.is_rows:
+            raise ValueError("a funnel recommends items to users; this dataset is a plain table of rows without them")
+        features = Features(dataset.spec, **{n: getattr(dataset.features, n).clone() for n in FEATURES})
+        own = dataset.histories
+        histories = Histories(*(np.array(a) for a in (own.offsets, own.items, own.times)))
+        return cls(
+            schema=dataset.schema,
+            spec=dataset.spec,
+            vocabularies=dataset.vocabularies,
+            transforms=dataset.transforms,
+            features=features,
+            histories=histories,
+            people=dataset.people,
+            catalogue=dataset.catalogue,
+            now=int(own.times.max()) + 1 if len(own.times) else 0,
+            fingerprint=dataset.fingerprint,
+        )
+
+    # ------------------------------------------------------------------------------------------------ ids to rows
+    def persons(self, users: Sequence[int | str | None]) -> Int[Tensor, "B"]:
+        """Rows of the histories; row 1, whose history is empty, for None and for strangers."""
+        wanted = pl.Series("user", [None if u is None else str(u) for u in users], dtype=pl.String)
+        rows = torch.from_numpy(self.people.encode(wanted)).long()
+        return rows.masked_fill(rows < FIRST_KNOWN, UNKNOWN)
+
+    def user_rows(self, persons: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
+        """Rows of the models' user tables; row 1 for whom training never saw."""
+        return persons.masked_fill(persons >= self.spec.num_users, UNKNOWN)
+
+    def item_rows(self, lists: Sequence[Sequence[int | str]]) -> list[Int[Tensor, "n"]]:
+        """The rows of the items of each list; row 1 for an item that is not in the catalogue."""
+        flat = pl.Series("item", [str(i) for ids in lists for i in ids], dtype=pl.String)
+        vocabulary = self.vocabularies[str(self.schema.item)]
+        rows = torch.from_numpy(vocabulary.encode(flat)).long().clamp(min=UNKNOWN)
+        return list(rows.split([len(ids) for ids in lists]))
+
+    def history_length(self, max_len: int) -> int:
+        """Slots of a history that serve both the matcher and the ranker."""
+        return max(max_len, min(MAX_HISTORY, int((self.histories.offsets[1:] - self.histories.offsets[:-1]).max())))
+
+    def positives(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """All events of the histories: person, item, time, int64 each."""
+        counts = self.histories.offsets[1:] - self.histories.offsets[:-1]
+        person = torch.repeat_interleave(torch.arange(len(counts)), counts)
+        return person.numpy(), self.histories.items.long().numpy(), self.histories.times.numpy()
+
+    # ------------------------------------------------------------------------------------------ items and context
+    def item_attribute(self, field: str) -> Int[Tensor, "N G"]:
+        """Vocabulary rows of a categorical item field. Raises RequestError for another field."""
+        if field not in self._attributes:
+            raise RequestError(
+                f"no categorical item field is named '{field}'; there are {', '.join(self._attributes) or 'none'}"
+            )
+        return self._attributes[field]
+
+    @cached_property
+    def _attributes(self) -> dict[str, Tensor]:
+        items = [c for c in self.spec.categories if c.side == "item"]
+        first = items[0].start
+        ids = self.features.item_ids.numpy()
+        return {
+            c.name: torch.from_numpy(unfuse(ids[:, c.start - first : c.stop - first], c).astype(np.int64)) for c in items
+        }
+
+    def allowed(self, filters: Mapping[str, Any]) -> Bool[Tensor, "N"] | None:
+        """Items that have one of the values of every field; None without filters. Raises RequestError."""
+        if not filters:
+            return None
+        allowed = torch.ones(self.spec.num_items, dtype=torch.bool)
+        for field, values in filters.items():
+            wanted = list(values) if isinstance(values, list | tuple | set) else [values]
+            if not wanted:
+                raise RequestError(f"the filter '{field}' needs at least one value; leave it out to allow all")
+            rows = self.item_attribute(field)
+            codes = torch.from_numpy(
+                self.vocabularies[field].encode(pl.Series(field, [str(v) for v in wanted], dtype=pl.String))
+            ).long()
+            if bool((codes < FIRST_KNOWN).any()):
+                missing = wanted[int((codes < FIRST_KNOWN).nonzero()[0])]
+                raise RequestError(f"no item has {field}={missing!r}; look at the catalogue for the values there are")
+            allowed &= torch.isin(rows, codes).any(1)
+        return allowed
+
+    def encode_contexts(self, contexts: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
+        """The context fields of some requests: ids int32 [B, Cc], numbers float32 [B, Mc]; what is not given is padding.
+
+        Raises RequestError for a field that is no context field, or a number that is none.
+        """
+        names = {f.name for f in self.schema.context}
+        unknown = next((name for c in contexts for name in c if name not in names), None)
+        if unknown is not None:
+            raise RequestError(f"no context field is named '{unknown}'; there are {', '.join(sorted(names)) or 'none'}")
+        columns = {}
+        for field in self.schema.context:
+            values = [c.get(field.name) for c in contexts]
+            if isinstance(field, Number):
+                wrong = next((v for v in values if v is not None and not isinstance(v, int | float)), None)
+                if wrong is not None:
+                    raise RequestError(f"the context field '{field.name}' is a number, received {wrong!r}")
+                columns[field.name] = pl.Series(field.name, values, dtype=pl.Float64)
+            elif isinstance(field, Category) and field.many:
+                columns[field.name] = pl.Series(
+                    field.name, [None if v is None else [str(x) for x in v] for v in values], dtype=pl.List(pl.String)
+                )
+            else:
+                columns[field.name] = pl.Series(
+                    field.name, [None if v is None else str(v) for v in values], dtype=pl.String
+                )
+        if not columns:
+            return torch.zeros(len(contexts), 0, dtype=torch.int32), torch.zeros(len(contexts), 0)
+        ids, numbers = encode_fields(
+            pl.DataFrame(columns), self.schema.context, self.spec, self.vocabularies, self.transforms
+        )
+        return torch.from_numpy(ids), torch.from_numpy(numbers)
+
+    # ---------------------------------------------------------------------------------------------------- on disk
+    def to_members(self) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """(entries of the manifest, files). `from_members` is the inverse."""
+        from safetensors.torch import save  # noqa: PLC0415  (only when saving)
+
+        vocabularies = {name: f"vocabulary_{n:02d}.arrow" for n, name in enumerate(self.vocabularies)}
+        members = {file: _arrow(self.vocabularies[name].to_arrow()) for name, file in vocabularies.items()}
+        members["people.arrow"] = _arrow(self.people.to_arrow())
+        buffer = io.BytesIO()
+        self.catalogue.write_ipc(buffer)
+        members["catalogue.arrow"] = buffer.getvalue()
+        members["features.safetensors"] = save({n: getattr(self.features, n).contiguous() for n in FEATURES})
+        own = self.histories
+        members["histories.safetensors"] = save({"offsets": own.offsets, "items": own.items, "times": own.times})
+        facts = {
+            "versions": {"funnelrec": funnelrec.__version__, "torch": torch.__version__, "polars": pl.__version__},
+            "schema": self.schema.to_dict(),
+            "spec": self.spec.to_dict(),
+            "vocabularies": vocabularies,
+            "transforms": {name: t.to_dict() for name, t in self.transforms.items()},
+            "now": self.now,
+            "fingerprint": self.fingerprint,
+        }
+        return facts, members
+
+    @classmethod
+    def from_members(cls, manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> Store:
+        """Read what `to_members` wrote; the bytes were verified by `read_artifact`."""
+        from safetensors.torch import load  # noqa: PLC0415  (only when loading)
+
+        spec = Spec.from_dict(manifest["spec"])
+        people = vocabulary_from_arrow(_table(members["people.arrow"]))
+        if not isinstance(people, Vocabulary):
+            raise ValueError("people.arrow holds no vocabulary of ids; fit the funnel again")
+        histories = load(members["histories.safetensors"])
+        return cls(
+            schema=Schema.from_dict(manifest["schema"]),
+            spec=spec,
+            vocabularies={
+                name: vocabulary_from_arrow(_table(members[file])) for name, file in manifest["vocabularies"].items()
+            },
+            transforms={name: NumericTransform.from_dict(t) for name, t in manifest["transforms"].items()},
+            features=Features(spec, **load(members["features.safetensors"])),
+            histories=Histories(*(histories[n].numpy() for n in ("offsets", "items", "times"))),
+            people=people,
+            catalogue=pl.read_ipc(io.BytesIO(members["catalogue.arrow"])),
+            now=manifest["now"],
+            fingerprint=manifest["fingerprint"],
+        )
+
+
+def _arrow(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    feather.write_feather(table, buffer, compression="uncompressed")
+    return buffer.getvalue()
+
+
+def _table(content: bytes) -> pa.Table:
+    return feather.read_table(io.BytesIO(content))
