@@ -302,9 +302,13 @@ def sigmoid(logits: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
     return np.exp(-np.logaddexp(0.0, -logits.astype(np.float64)))
 
 
-def _require_rows(labels: Float[np.ndarray, "n"], scores: Float[np.ndarray, "m"]) -> None:
+def _require_one_length(labels: Float[np.ndarray, "n"], scores: Float[np.ndarray, "m"]) -> None:
     if labels.shape != scores.shape:
         raise ValueError(f"labels and scores must be of one length, received {labels.shape[0]} and {scores.shape[0]}")
+
+
+def _require_rows(labels: Float[np.ndarray, "n"], scores: Float[np.ndarray, "m"]) -> None:
+    _require_one_length(labels, scores)
     if not labels.size:
         raise ValueError("no rows to score; received empty labels")
     if not ((labels == 0) | (labels == 1)).all():
@@ -387,8 +391,7 @@ def normalised_entropy(labels: Float[np.ndarray, "n"], logits: Float[np.ndarray,
 
 def rmse(labels: Float[np.ndarray, "n"], predictions: Float[np.ndarray, "n"]) -> float:
     """Root of the mean squared error, in the unit of the labels (ratings, say)."""
-    if labels.shape != predictions.shape:
-        raise ValueError(f"labels and predictions must be of one length, received {labels.size} and {predictions.size}")
+    _require_one_length(labels, predictions)
     return float(np.sqrt(np.mean((labels.astype(np.float64) - predictions) ** 2)))
 
 

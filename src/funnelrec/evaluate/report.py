@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from funnelrec.evaluate import plots
-from funnelrec.evaluate.metrics import Reliability, reliability
+from funnelrec.evaluate.metrics import reliability
 from funnelrec.evaluate.plots import Bar, CurvePoint
 from funnelrec.evaluate.protocol import (
     MatchResult,
@@ -98,7 +98,7 @@ class Report:
         oracle: str | None = None,
         title: str = "Match: finding candidates in the whole catalogue",
     ) -> Table:
-        """Add a table of matchers: metrics as mean ± half a 95 % interval over users, then coverage, novelty, diversity.
+        """Add a table of matchers: each metric ± half a 95 % interval over users, then coverage, novelty, diversity.
 
         `primary` ("ndcg@10": the first k by default) is the metric that is tested against the best of `baselines`.
         `oracle` names the row that knows the truth; it is no rival. Raises ValueError for no or unknown baselines.
@@ -307,7 +307,7 @@ class Report:
         self,
         name: str,
         title: str,
-        results: Mapping[str, MatchResult] | Mapping[str, RankResult],
+        results: Mapping[str, MatchResult | RankResult],
         values: Mapping[str, Mapping[str, Interval]],
         columns: Sequence[str],
         baselines: Sequence[str],
@@ -339,7 +339,7 @@ def _intervals(results: Mapping[str, MatchResult], columns: Sequence[str]) -> di
     return {name: {c: bootstrap_interval(r.metrics[c]) for c in columns} for name, r in results.items()}
 
 
-def _population(results: Mapping[str, MatchResult] | Mapping[str, RankResult]) -> str:
+def _population(results: Mapping[str, MatchResult | RankResult]) -> str:
     """One sentence on who or what was measured; the part before the semicolon goes below the picture's title."""
     first = next(iter(results.values()))
     if isinstance(first, MatchResult):

@@ -268,14 +268,19 @@ def _student_tail(t: float, freedom: int) -> float:
 
 
 def _student_quantile(probability: float, freedom: int) -> float:
-    """t with P(T ≤ t) = probability > 1/2, by bisection of the tail."""
-    low, high = 0.0, 1.0
-    while _student_tail(high, freedom) > 1 - probability:
-        low, high = high, high * 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _student_tail(middle, freedom) > 1 - probability else (low, middle)
-    return (low + high) / 2
+    """t with P(T ≤ t) = probability > 1/2, by Newton's method from the normal quantile.
+
+    The tail is convex there and the normal quantile lies left of t, so the steps only ever go right and never too far.
+    """
+    log_scale = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - 0.5 * math.log(freedom * math.pi)
+    t = NormalDist().inv_cdf(probability)
+    for _ in range(100):
+        density = math.exp(log_scale - (freedom + 1) / 2 * math.log1p(t * t / freedom))
+        step = (_student_tail(t, freedom) - (1 - probability)) / density
+        t += step
+        if abs(step) <= 1e-12 * t:
+            break
+    return t
 
 
 def _incomplete_beta(x: float, a: float, b: float) -> float:
@@ -285,20 +290,16 @@ def _incomplete_beta(x: float, a: float, b: float) -> float:
     if x > (a + 1) / (a + b + 2):
         return 1.0 - _incomplete_beta(1 - x, b, a)
     front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
-    tiny = 1e-300
-    c, d = 1.0, 1.0 / _away_from_zero(1 - (a + b) * x / (a + 1), tiny)
+    tiny = 1e-300  # stands for 0 in a denominator
+    c, d = 1.0, 1.0 / ((1 - (a + b) * x / (a + 1)) or tiny)
     fraction = d
     for m in range(1, 1000):
         even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
         odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
         for step in (even, odd):
-            d = 1.0 / _away_from_zero(1 + step * d, tiny)
-            c = _away_from_zero(1 + step / c, tiny)
+            d = 1.0 / ((1 + step * d) or tiny)
+            c = (1 + step / c) or tiny
             fraction *= c * d
         if abs(c * d - 1) < 1e-15:
             break
     return front * fraction / a
-
-
-def _away_from_zero(value: float, tiny: float) -> float:
-    return value if abs(value) > tiny else tiny
