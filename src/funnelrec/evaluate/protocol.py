@@ -296,7 +296,7 @@ class _Tally:
         scores: Float[np.ndarray, "B k"],
         offsets: Int[np.ndarray, "B1"],
         items: Int[np.ndarray, "R"],
-    ) -> Bool[np.ndarray, "B k"]:
+    ) -> Bool[np.ndarray, "B j"]:
         hit = metrics.hits(ranked, offsets, items)
         if self.ties == "as_ranked":
             return hit[:, : self.ks[-1]]
