@@ -60,9 +60,9 @@ def items_table(items: int = 15) -> pl.DataFrame:
     )
 
 
-def tables(n: int = 300, seed: int = 0, *, ties: bool = True) -> Tables:
+def tables(n: int = 300, seed: int = 0, *, items: int = 15, ties: bool = True) -> Tables:
     """Events, users and items."""
-    return Tables(events(n, seed, ties=ties), SCHEMA, users=users_table(), items=items_table())
+    return Tables(events(n, seed, items=items, ties=ties), SCHEMA, users=users_table(), items=items_table(items))
 
 
 def rows_tables(n: int = 50, seed: int = 0) -> Tables:
