@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from funnelrec.core.batch import Batch
 from funnelrec.core.shapes import FIRST_KNOWN
@@ -77,16 +76,21 @@ class FullSoftmax:
 class SampledSoftmax:
     """Softmax over the target and `num_negatives` sampled items that all pairs of the batch share.
 
-    With `log_q`, the log of how often the sampler is expected to draw an item is subtracted from every logit, so the
-    sum over the sample estimates the sum over the catalogue (Bengio and Senécal, 2008). A sampled item that happens to
-    be the pair's own target is left out. Serving never subtracts anything. Only the rows of the batch and the sample
-    are encoded, so the item table's gradient stays sparse. `sampler` absent is uniform over the model's items.
+    With `log_q`, the log of how often the sampler is expected to draw an item (draws · q) is subtracted from the logit
+    of each sampled item. The target itself is not drawn: it stands in the sum exactly once, so draws of it are left
+    out and its own logit stays as it is. The sum is then an unbiased estimate of the sum over the catalogue for any
+    number of negatives. `correct_target=True` also subtracts the target's own expected count, as
+    `tf.nn.sampled_softmax_loss` does (Bengio and Senécal, 2008). Serving never subtracts anything.
+
+    Only the rows of the batch and of the sample are encoded, so the item table's gradient stays sparse. `sampler`
+    absent is uniform over the model's items.
     """
 
     num_negatives: int
     log_q: bool = True
     sampler: Sampler | None = None
     temperature: float = 1.0
+    correct_target: bool = False
 
     def __post_init__(self) -> None:
         if self.num_negatives < 1:
@@ -105,7 +109,7 @@ class SampledSoftmax:
             negative_vectors,
             target,
             negatives,
-            target_log_q=sampler.log_q_of(target) + expected if self.log_q else None,
+            target_log_q=sampler.log_q_of(target) + expected if self.log_q and self.correct_target else None,
             negative_log_q=log_q + expected if self.log_q else None,
             temperature=self.temperature,
         )
@@ -115,25 +119,28 @@ class SampledSoftmax:
 class InBatchSoftmax:
     """Softmax over the targets of the batch: every pair's target is a negative of the others (Yi et al., 2019).
 
-    `sampler` gives an item's share of the training targets for the log-Q correction (`Popularity(counts)`); absent,
-    nothing is corrected and frequent items are pushed down. A column that holds the pair's own target again is left
-    out.
+    `sampler` gives an item's share of the training targets for the log-Q correction (`Popularity(counts)`), which is
+    that of `SampledSoftmax` with the P - 1 other pairs as draws; absent, nothing is corrected and frequent items are
+    pushed down. A column that holds the pair's own target again is left out. `correct_target=True` also corrects the
+    target's own logit, as in the paper.
     """
 
     sampler: Sampler | None = None
     temperature: float = 1.0
+    correct_target: bool = False
 
     def __call__(self, model: Any, batch: Batch) -> Tensor:
         users, target = pairs(model, batch)
         (vectors,) = _encode_distinct(model, target)
-        log_q = None if self.sampler is None else self.sampler.log_q_of(target)
+        draws = max(len(target) - 1, 1)
+        log_q = None if self.sampler is None else self.sampler.log_q_of(target) + math.log(draws)
         return shared_negatives_cross_entropy(
             users,
             vectors,
             vectors,
             target,
             target,
-            target_log_q=log_q,
+            target_log_q=log_q if self.correct_target else None,
             negative_log_q=log_q,
             temperature=self.temperature,
         )
@@ -298,8 +305,11 @@ class _LogSumExp(torch.autograd.Function):
         return logs.mean()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True; a constant here would be a wrong second derivative, silently
+            raise RuntimeError(
+                "the chunked softmax can be differentiated once only; call backward without create_graph"
+            )
         saved = iter(ctx.saved_tensors)
         users, items, own = (next(saved) * outer if kept else None for kept in ctx.kept)
         return users, items, None, own, None, None, None
