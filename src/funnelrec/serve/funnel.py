@@ -22,15 +22,18 @@ from funnelrec.core.batch import Batch
 from funnelrec.core.contracts import Matcher, Reranker, VectorMatcher
 from funnelrec.core.shapes import FIRST_KNOWN, PADDING, UNKNOWN
 from funnelrec.data.dataset import Dataset
+from funnelrec.match.index.exact import ExactIndex
+from funnelrec.match.index.faiss import FaissIndex
 from funnelrec.match.popularity import Popularity
-from funnelrec.match.retriever import VectorRetriever
+from funnelrec.match.retriever import VectorRetriever, item_vectors
 from funnelrec.serve.artifact import read_artifact, write_artifact
 from funnelrec.serve.pipeline import Pipeline, Ranked
 from funnelrec.serve.request import Recommendation, Recommended, Request, RequestError
 from funnelrec.serve.store import Store
 
-__all__ = ["Funnel"]
+__all__ = ["Funnel", "retriever_of"]
 
+LARGEST_EXACT = 200_000  #: items; an exact search of so many takes milliseconds, above it an index pays
 FALLBACK_HALF_LIFE = 7.0  #: days; the fallback is what has been popular of late
 
 
@@ -61,7 +64,7 @@ class Funnel:
         self.matcher, self.fallback, self.ranker, self.reranker = matcher, fallback, ranker, reranker
         self.diversity_field = diversity_field
         self.metrics = dict(metrics or {})
-        retriever, vectors = _retriever(matcher, fallback, store.spec.num_items)
+        retriever, vectors = retriever_of(matcher, fallback, store.spec.num_items)
         self.pipeline = Pipeline(
             features=store.features,
             matcher=retriever,
@@ -275,14 +278,18 @@ def _reason(request: Request, unknown_user: bool) -> str:
     return "unknown user" if unknown_user else "empty history"
 
 
-def _retriever(matcher: nn.Module, fallback: Popularity, num_items: int) -> tuple[Matcher, Tensor]:
-    """The matcher as one that recommends, and an item vector each (width 0 where the matcher has none)."""
-    if isinstance(matcher, VectorMatcher):
-        retriever = VectorRetriever.of(matcher, num_items=num_items, fallback=fallback)
-        return retriever, retriever.vectors
-    if isinstance(matcher, Matcher):
-        return matcher, torch.zeros(num_items, 0)
-    raise ValueError(f"{type(matcher).__name__} is no matcher; it needs encode_users and encode_items, or recommend")
+def retriever_of(model: Any, fallback: Matcher | None, num_items: int) -> tuple[Matcher, Tensor]:
+    """A model as a matcher that recommends, and the item vectors [N, D] (D = 0 where it has none).
+
+    Vectors are searched exactly up to `LARGEST_EXACT` items and by faiss above.
+    """
+    if isinstance(model, VectorMatcher):
+        vectors = item_vectors(model, num_items)
+        index = ExactIndex(vectors) if num_items <= LARGEST_EXACT else FaissIndex(vectors)
+        return VectorRetriever(model, index, fallback), vectors
+    if isinstance(model, Matcher):
+        return model, torch.zeros(num_items, 0)
+    raise ValueError(f"{type(model).__name__} is no matcher; it needs encode_users and encode_items, or recommend")
 
 
 def _categories(store: Store, field: str | None) -> Tensor:

@@ -65,6 +65,17 @@ class Pipeline:
         self.candidates = candidates
         self.max_len = max_len
 
+    def without_ranker(self) -> Pipeline:
+        """The same matcher alone."""
+        return Pipeline(
+            features=self.features,
+            matcher=self.matcher,
+            categories=self.categories,
+            vectors=self.vectors,
+            candidates=self.candidates,
+            max_len=self.max_len,
+        )
+
     @torch.inference_mode()
     def run(
         self,

@@ -1,0 +1,204 @@
+"""The words of the command line. Heavy modules load only in the command that needs them, so `--help` is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="funnelrec",
+    help="From an events table to a recommender: content -> match -> rank -> rerank.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Look at and prepare data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Events = Annotated[
+    str,
+    typer.Argument(help="A table (CSV, Parquet, Arrow), or a source: movielens:PATH, movielens-100k, frappe:PATH, simulate."),
+]
+Items = Annotated[Path | None, typer.Option(help="The items table.")]
+Users = Annotated[Path | None, typer.Option(help="The users table.")]
+SchemaFile = Annotated[Path | None, typer.Option("--schema", help="A schema as JSON; without it the columns are guessed.")]
+Split = Annotated[str, typer.Option(help="time: by global time; legacy: leave-last-out; ratio: random rows.")]
+BadRows = Annotated[int, typer.Option(min=0, help="How many bad rows to set aside before giving up.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")]
+Progress = Annotated[bool, typer.Option(help="A bar while training.")]
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and give its exit code: 0, or 2 after one line that says what was wrong and how to mend it."""
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    try:
+        code = app(arguments, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        if debug:
+            raise
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"funnelrec: {error}", markup=False)
+        return 2
+    except RuntimeError as error:
+        exit_code = getattr(error, "exit_code", None)  # training was asked to stop, and has saved where it was
+        if exit_code is None or debug:
+            raise
+        Console(stderr=True, highlight=False).print(f"funnelrec: {error}", markup=False)
+        return int(exit_code)
+
+
+@app.command()
+def demo(
+    out: Out = Path("demo.funnel"),
+    seed: Annotated[int, typer.Option(help="Of the world and the training.")] = 0,
+    users: Annotated[int, typer.Option(min=50, help="People of the simulated world.")] = 4000,
+    items: Annotated[int, typer.Option(min=80, help="Items of the simulated world.")] = 2000,
+    progress: Progress = True,
+) -> None:
+    """Build a small simulated world, train the whole funnel on it, and hold it against the truth."""
+    from funnelrec.cli.demo import run_demo  # noqa: PLC0415
+
+    run_demo(out, seed=seed, users=users, items=items, progress=progress)
+
+
+@app.command()
+def fit(
+    events: Events,
+    out: Out,
+    items: Items = None,
+    users: Users = None,
+    schema: SchemaFile = None,
+    split: Split = "time",
+    match: Annotated[str, typer.Option(help="Matchers to train, e.g. 'sasrec,comirec_sa(num_interests=4)'.")] = "sasrec",
+    rank: Annotated[str, typer.Option(help="Rankers to train, or none.")] = "din",
+    rerank: Annotated[str, typer.Option(help="The reranker, or none.")] = "diversity",
+    diversity_field: Annotated[str | None, typer.Option(help="The item field that variety is measured on.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="At most so many; early stopping may end before.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    patience: Annotated[int | None, typer.Option(min=1, help="Epochs without a new best before stopping.")] = None,
+    max_len: Annotated[int, typer.Option(min=1, help="Longest history that is read.")] = 50,
+    candidates: Annotated[int, typer.Option(min=1, help="Items that match hands to rank.")] = 500,
+    seed: int = 0,
+    max_bad_rows: BadRows = 0,
+    progress: Progress = True,
+) -> None:
+    """Train a funnel on your events, compare it with the baselines, and write it with its report."""
+    from funnelrec.cli.fit import Plan, fit_funnel  # noqa: PLC0415
+    from funnelrec.workflow import Training  # noqa: PLC0415
+
+    training = Training(
+        epochs=epochs, batch_size=batch_size, lr=lr, patience=patience, max_len=max_len, seed=seed, progress=progress
+    )
+    plan = Plan.parse(match=match, rank=rank, rerank=rerank, diversity_field=diversity_field, candidates=candidates)
+    tables = _load(events, items, users, schema, max_bad_rows)
+    fit_funnel(tables, out, plan, training, split=split)
+
+
+@app.command()
+def evaluate(folder: Annotated[Path, typer.Argument(help="A folder that `fit` or `demo` wrote.")]) -> None:
+    """Measure a funnel again on the test part of the data it was fitted with."""
+    from funnelrec.cli.fit import evaluate_folder  # noqa: PLC0415
+
+    evaluate_folder(folder)
+
+
+@app.command()
+def recommend(
+    folder: Annotated[Path, typer.Argument(help="A funnel.")],
+    user: Annotated[str | None, typer.Option(help="A user id.")] = None,
+    history: Annotated[str | None, typer.Option(help="Item ids with commas between, newest last; for anyone.")] = None,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many.")] = 10,
+    where: Annotated[list[str] | None, typer.Option(help="A filter, FIELD=VALUE[,VALUE]; may be repeated.")] = None,
+    diversity: Annotated[float | None, typer.Option(min=0, help="The reranker's knob, for this answer.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Recommend for a user of the data, or for anyone with a history."""
+    from funnelrec.cli import show  # noqa: PLC0415
+    from funnelrec.serve.funnel import Funnel  # noqa: PLC0415
+
+    if user is None and history is None:
+        raise ValueError("say for whom: --user ID, or --history ITEM,ITEM (newest last)")
+    funnel = Funnel.load(folder)
+    answer = funnel.recommend(
+        user,
+        history=None if history is None else [i.strip() for i in history.split(",") if i.strip()],
+        k=k,
+        filters=_filters(where or []),
+        diversity=diversity,
+    )
+    show.recommendation(answer, as_json=as_json)
+
+
+@app.command()
+def models(
+    stage: Annotated[str | None, typer.Option(help="match, rank, rerank or encode.")] = None,
+) -> None:
+    """List the models, their papers and ideas."""
+    from funnelrec import zoo  # noqa: PLC0415
+    from funnelrec.cli import show  # noqa: PLC0415
+
+    show.models([zoo.summary(name) for name in zoo.names(stage)])
+
+
+@data_app.command("prepare")
+def prepare(
+    events: Events,
+    out: Out,
+    items: Items = None,
+    users: Users = None,
+    schema: SchemaFile = None,
+    split: Split = "time",
+    max_bad_rows: BadRows = 0,
+) -> None:
+    """Encode tables into a memory-mapped dataset and account for every row."""
+    from funnelrec.cli import show  # noqa: PLC0415
+    from funnelrec.cli.fit import prepare_dataset  # noqa: PLC0415
+
+    tables = _load(events, items, users, schema, max_bad_rows)
+    show.tables(tables)
+    show.dataset(prepare_dataset(tables, out, split))
+
+
+def _load(events: str, items: Path | None, users: Path | None, schema: Path | None, max_bad_rows: int) -> Any:
+    """The tables of a path or of "source:path"."""
+    from funnelrec.data.sources import criteo, csv, frappe, movielens, simulate  # noqa: PLC0415
+
+    sources: dict[str, Any] = {
+        "movielens": lambda path: movielens.load(path, variant="1m", max_bad_rows=max_bad_rows),
+        "movielens-100k": lambda path: movielens.load(path, variant="100k", max_bad_rows=max_bad_rows),
+        "frappe": frappe.load,
+        "criteo": criteo.load,
+        "simulate": lambda path: simulate.load().tables,
+    }
+    name, _, path = events.partition(":")
+    if name in sources and not Path(events).exists():
+        given = [o for o, v in (("--items", items), ("--users", users), ("--schema", schema)) if v is not None]
+        if given:
+            raise ValueError(f"the source '{name}' brings its own tables and schema; leave out {given[0]}")
+        return sources[name](path or None)
+    return csv.load(events, users, items, schema=schema, max_bad_rows=max_bad_rows)
+
+
+def _filters(where: list[str]) -> dict[str, list[str]]:
+    filters: dict[str, list[str]] = {}
+    for text in where:
+        field, sign, values = text.partition("=")
+        if not sign or not field or not values:
+            raise ValueError(f"a filter is written FIELD=VALUE or FIELD=VALUE,VALUE, received {text!r}")
+        filters[field] = values.split(",")
+    return filters
+
+

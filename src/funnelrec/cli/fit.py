@@ -1,0 +1,178 @@
+"""`funnelrec fit`: tables in, a funnel and its report out."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from funnelrec.cli import show
+from funnelrec.core.schema import Category
+from funnelrec.data.dataset import Dataset
+from funnelrec.data.split import GlobalTime, LeaveLastOut, Ratio
+from funnelrec.data.tables import Tables
+from funnelrec.evaluate.protocol import MatchResult
+from funnelrec.evaluate.report import Report
+from funnelrec.serve.funnel import Funnel
+from funnelrec.workflow import (
+    Choice,
+    Training,
+    evaluate_matchers,
+    evaluate_rankers,
+    evaluate_stages,
+    train_matcher,
+    train_ranker,
+)
+
+__all__ = ["Plan", "evaluate_folder", "fit_funnel", "prepare_dataset"]
+
+SPLITS = {"time": GlobalTime, "legacy": LeaveLastOut, "ratio": Ratio}
+MATCH_BASELINES = {
+    "popularity": Choice("match/popularity"),
+    "recent popularity": Choice("match/popularity", {"half_life": 7.0}),
+    "item_cf": Choice("match/item_cf"),
+}
+RANK_BASELINES = {"logistic_regression": Choice("rank/logistic_regression")}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which models to train and how to join them."""
+
+    match: tuple[Choice, ...]
+    rank: tuple[Choice, ...] = ()
+    rerank: Choice | None = None
+    diversity_field: str | None = None
+    candidates: int = 500
+
+    @classmethod
+    def parse(cls, *, match: str, rank: str, rerank: str, diversity_field: str | None, candidates: int) -> Plan:
+        """From the words of the command line: names with commas between, or "none"."""
+        matchers = _choices(match, "match")
+        if not matchers:
+            raise ValueError("a funnel needs a matcher; give --match a name of `funnelrec models --stage match`")
+        chosen = _choices(rerank, "rerank")
+        if len(chosen) > 1:
+            raise ValueError(f"a funnel has one reranker, received {rerank!r}")
+        return cls(matchers, _choices(rank, "rank"), chosen[0] if chosen else None, diversity_field, candidates)
+
+
+def _choices(text: str, stage: str) -> tuple[Choice, ...]:
+    if text.strip().lower() in ("", "none"):
+        return ()
+    parts = re.split(r",(?![^(]*\))", text)  # commas outside brackets
+    return tuple(Choice.parse(part, stage) for part in parts)
+
+
+def prepare_dataset(tables: Tables, folder: Path, split: str) -> Dataset:
+    """The dataset of `tables` at `folder`."""
+    if split not in SPLITS:
+        raise ValueError(f"--split is one of {', '.join(SPLITS)}, received {split!r}")
+    return Dataset.build(tables, folder, split=None if tables.part is not None else SPLITS[split]())
+
+
+def fit_funnel(tables: Tables, out: Path, plan: Plan, training: Training, *, split: str = "time") -> Funnel:
+    """Train what the plan names, compare it with the baselines on the test part, save the best as one funnel.
+
+    `out` becomes the artifact; `out/report` holds tables and pictures, `out/work` the dataset and the checkpoints,
+    which serving does not need. A run that was killed goes on where it was.
+    """
+    show.tables(tables)
+    dataset = prepare_dataset(tables, out / "work" / "dataset", split)
+    show.dataset(dataset)
+    if dataset.schema.is_rows:
+        raise ValueError("a funnel needs users and items; for a plain table of rows see recipes/rank/frappe.py")
+    field = _diversity_field(dataset, plan)
+    report = Report(f"funnelrec fit: {tables.name}", _facts(dataset, split))
+
+    matchers = {name: train_matcher(dataset, c, training)[0] for name, c in MATCH_BASELINES.items()}
+    best_on_validation: dict[str, float] = {}
+    for choice in plan.match:
+        model, result = train_matcher(dataset, choice, training, out / "work")
+        matchers[choice.label] = model
+        if result is not None:
+            best_on_validation[choice.label] = float(result.best_metric or 0.0)
+            show.line(_trained(choice.label, result, "ndcg@10"))
+    results = evaluate_matchers(matchers, dataset, max_len=training.max_len, attribute=field)
+    show.report_table(report.match_table(results, baselines=list(MATCH_BASELINES)))
+    report.slice_table(results)
+    chosen = max(best_on_validation, key=best_on_validation.__getitem__, default=plan.match[0].label)
+
+    ranker = _fit_rankers(dataset, plan, training, out, report)
+    reranker = None if plan.rerank is None or field is None else plan.rerank.build(dataset.spec, seed=training.seed)
+    funnel = Funnel.build(
+        dataset,
+        matcher=matchers[chosen],
+        ranker=ranker,
+        reranker=reranker,
+        candidates=plan.candidates,
+        max_len=training.max_len,
+        diversity_field=field,
+    )
+    stages = evaluate_stages(funnel, dataset)
+    show.report_table(report.stage_table(stages))
+    funnel.metrics = {name: result.means for name, result in stages.items()}
+    funnel.save(out)
+    path = report.write(out / "report")
+    show.line(f"\n{funnel} in {out}; tables and pictures in {path}")
+    return funnel
+
+
+def _fit_rankers(dataset: Dataset, plan: Plan, training: Training, out: Path, report: Report) -> Any:
+    """The ranker that is best on the validation part, with a table of all; None when the plan names none."""
+    if not plan.rank:
+        return None
+    rankers, best = {}, {}
+    for name, choice in {**RANK_BASELINES, **{c.label: c for c in plan.rank}}.items():
+        rankers[name], result = train_ranker(dataset, choice, training, out / "work")
+        best[name] = float(result.best_metric or 0.0)
+        show.line(_trained(name, result, "auc"))
+    results = evaluate_rankers(rankers, dataset, max_len=training.max_len)
+    show.report_table(report.rank_table(results, baselines=list(RANK_BASELINES)))
+    return rankers[max((c.label for c in plan.rank), key=best.__getitem__)]
+
+
+def _trained(name: str, result: Any, metric: str) -> str:
+    minutes = result.seconds / 60
+    return (
+        f"{name}: {len(result.history)} epochs in {minutes:.1f} min, best epoch {result.best_epoch}, "
+        f"validation {metric} {result.best_metric:.4f}"
+    )
+
+
+def _diversity_field(dataset: Dataset, plan: Plan) -> str | None:
+    """The field named in the plan, else the first many-valued or smallest categorical field of the items."""
+    fields = [f for f in dataset.schema.items if isinstance(f, Category)]
+    if plan.diversity_field is not None:
+        dataset.item_attribute(plan.diversity_field)  # raises for a field that is not there
+        return plan.diversity_field
+    sizes = {c.name: c.rows for c in dataset.spec.categories}
+    return min(fields, key=lambda f: (not f.many, sizes[f.name])).name if fields else None
+
+
+def _facts(dataset: Dataset, split: str) -> dict[str, str | int | float]:
+    protocols = {"time": "by global time", "legacy": "leave-last-out (legacy)", "ratio": "random rows"}
+    return {
+        "events": dataset.counts["events"],
+        "users": dataset.spec.num_users - 2,
+        "items": dataset.spec.num_items - 2,
+        "split": protocols[split],
+        **{f"{part} events": dataset.counts[part] for part in ("train", "valid", "test")},
+        "fingerprint": dataset.fingerprint[:16],
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def evaluate_folder(folder: Path) -> Mapping[str, MatchResult]:
+    """The stages of a saved funnel on the test part of its dataset, printed and returned."""
+    funnel = Funnel.load(folder)
+    dataset = Dataset.open(folder / "work" / "dataset")
+    if dataset.fingerprint != funnel.store.fingerprint:
+        raise ValueError(f"the dataset in {folder / 'work'} is not the one the funnel was fitted on; fit again")
+    stages = evaluate_stages(funnel, dataset)
+    report = Report(f"funnelrec evaluate: {folder}")
+    show.report_table(report.stage_table(stages))
+    return stages

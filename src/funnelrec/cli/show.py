@@ -1,0 +1,95 @@
+"""What the command line prints."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from funnelrec.data.dataset import Dataset
+    from funnelrec.data.tables import Tables
+    from funnelrec.evaluate.report import Table as ReportTable
+    from funnelrec.serve.request import Recommendation
+    from funnelrec.zoo import Summary
+
+__all__ = ["console", "dataset", "line", "models", "recommendation", "report_table", "tables"]
+
+console = Console(highlight=False)
+SHOWN_ATTRIBUTES = 4
+
+
+def line(text: str) -> None:
+    """One line of progress."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def _grid(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str]], right: bool = False) -> None:
+    table = Table(title=title, title_justify="left", header_style="bold", title_style="bold", box=None, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if right and number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def models(summaries: Sequence[Summary]) -> None:
+    """The zoo as a table."""
+    _grid(None, ("model", "idea", "paper"), [(s.name, s.idea, s.paper) for s in summaries])
+
+
+def report_table(table: ReportTable) -> None:
+    """A table of a report, as it stands in report.md but without the marks."""
+    console.print()
+    cells = [[cell.replace("**", "") for cell in row] for row in table.cells]
+    _grid(table.title, table.columns, cells, right=True)
+
+
+def recommendation(answer: Recommendation, *, as_json: bool = False, title: str | None = None) -> None:
+    """A list of items with their attributes."""
+    if as_json:
+        data = {"fallback": answer.fallback, "items": [dataclasses.asdict(r) for r in answer.items]}
+        console.print_json(json.dumps(data, default=str))
+        return
+    names = [n for n, v in answer.items[0].attributes.items() if isinstance(v, str | int | float | list)]
+    names = names[:SHOWN_ATTRIBUTES] if answer.items else []
+    rows = [
+        (str(place), str(r.item), *(_text(r.attributes.get(n)) for n in names), f"{r.score:.3f}", str(r.match_place + 1))
+        for place, r in enumerate(answer.items, 1)
+    ]
+    _grid(title, ("", "item", *names, "score", "place after match"), rows)
+    if answer.fallback is not None:
+        line(f"(recently popular items: {answer.fallback})")
+    if not answer.items:
+        line("(no item qualifies)")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(str(v) for v in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def tables(loaded: Tables) -> None:
+    """The row account of every file, and what the columns were taken for."""
+    for account in loaded.accounting:
+        line(str(account))
+        for reject in account.rejects[:10]:
+            line(f"  {reject}")
+        if len(account.rejects) > 10:
+            line(f"  … and {len(account.rejects) - 10:,} more")
+    line(loaded.schema.describe())
+
+
+def dataset(built: Dataset) -> None:
+    """Counts of a dataset."""
+    facts: Mapping[str, int] = {
+        **built.counts,
+        "users": max(built.spec.num_users - 2, 0),
+        "items": max(built.spec.num_items - 2, 0),
+    }
+    line(f"{built.folder}: " + ", ".join(f"{name} {count:,}" for name, count in facts.items()))
