@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Bar", "CurvePoint", "bars", "curve", "installed", "reliability_diagram", "save"]
+__all__ = ["Bar", "CurvePoint", "Panel", "bars", "curve", "installed", "reliability_diagram", "save"]
 
 Role = Literal["model", "baseline", "oracle"]
 
@@ -37,6 +37,18 @@ class Bar:
     label: str
     value: Interval
     role: Role = "model"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Bars of one metric: what the metric means in a few words, and the value at which the bars start.
+
+    `start` is 0, or the value of knowing nothing where that is not 0 (an AUC of 0.5).
+    """
+
+    meaning: str
+    bars: Sequence[Bar]
+    start: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -58,55 +70,64 @@ def installed() -> bool:
     return True
 
 
-def bars(title: str, subtitle: str, panels: Mapping[str, Sequence[Bar]], *, unit: str = "") -> Figure:
-    """Horizontal bars from zero, one panel a metric, the value and its 95 % half-interval written at each bar.
+def bars(title: str, subtitle: str, panels: Mapping[str, Panel]) -> Figure:
+    """Horizontal bars, one panel a metric, with the value and its half-interval written at each bar.
 
     All panels name the same things in the same order.
     """
-    labels = [bar.label for bar in next(iter(panels.values()))]
-    roles = {bar.role for panel in panels.values() for bar in panel}
-    top, height = 0.98, 0.36 * len(labels) + 1.5
-    figure = _figure(2.0 + 3.5 * len(panels), height)
+    names = [bar.label for bar in next(iter(panels.values())).bars]
+    roles = {bar.role for panel in panels.values() for bar in panel.bars}
+    above, below, height = 1.2, 0.45, 0.34 * len(names) + 1.65
+    beside = 0.085 * max(map(len, names)) + 0.35  # inches for the names
+    width = max(beside + 3.3 * len(panels) + 0.15, 0.1 * max(len(title) * 1.25, len(subtitle) * 0.85))
+    figure = _figure(width, height)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    left = min(0.12 * max(map(len, labels)) + 0.25, 2.8) / figure.get_figwidth()
-    figure.subplots_adjust(left=left, right=0.985, top=1 - top / height, bottom=0.42 / height, wspace=0.1)
-    for place, (axis, (name, panel)) in enumerate(zip(axes, panels.items(), strict=True)):
-        _bar_panel(axis, name, panel, unit)
-        axis.set_yticks(range(len(labels)), labels if place == 0 else [""] * len(labels), color=INK, fontsize=10)
+    figure.subplots_adjust(
+        left=beside / width, right=1 - 0.1 / width, top=1 - above / height, bottom=below / height, wspace=0.08
+    )
+    for place, (axis, (metric, panel)) in enumerate(zip(axes, panels.items(), strict=True)):
+        _bar_panel(axis, metric, panel)
+        axis.set_yticks(range(len(names)), names if place == 0 else [""] * len(names), color=INK, fontsize=10)
     _heading(figure, title, subtitle)
     _legend(figure, [role for role in ("model", "baseline", "oracle") if role in roles and len(roles) > 1])
     return figure
 
 
-def _bar_panel(axis: Axes, name: str, panel: Sequence[Bar], unit: str) -> None:
-    longest = max((bar.value.high for bar in panel if np.isfinite(bar.value.high)), default=1.0) or 1.0
-    for y, bar in enumerate(panel):
+def _bar_panel(axis: Axes, metric: str, panel: Panel) -> None:
+    ends = [x for bar in panel.bars for x in (bar.value.low, bar.value.high) if np.isfinite(x)]
+    right, left = max([*ends, panel.start]), min([*ends, panel.start])
+    span = (right - left) or 1.0
+    digits = 4 if right < 1.5 else 2
+    for y, bar in enumerate(panel.bars):
         value = bar.value
         if not np.isfinite(value.mean):
-            axis.text(0.01 * longest, y, "not defined", va="center", fontsize=9, color=QUIET)
+            axis.text(panel.start + 0.02 * span, y, "not defined", va="center", fontsize=9, color=QUIET)
             continue
-        axis.barh(y, value.mean, height=0.62, color=COLOURS[bar.role], linewidth=0)
-        axis.plot([value.low, value.high], [y, y], color=INK, linewidth=1.3, solid_capstyle="butt")
-        digits = 4 if longest < 1.5 else 2
-        text = f"{value.mean:.{digits}f}{unit}"
-        edge = max(value.high, value.mean) + 0.025 * longest
-        axis.text(edge, y, text, va="center", fontsize=9.5, color=INK, fontweight="bold")
-        axis.annotate(
-            f"±{value.half:.{digits}f}",
-            (edge, y),
-            xytext=(6.6 * len(text) + 4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8.5,
-            color=QUIET,
-        )
-    axis.set_title(name, loc="left", fontsize=10.5, color=INK, pad=6)
-    axis.set_xlim(0, longest * 1.62)
-    axis.set_ylim(len(panel) - 0.45, -0.55)
+        axis.barh(y, value.mean - panel.start, left=panel.start, height=0.64, color=COLOURS[bar.role], linewidth=0)
+        axis.plot([value.low, value.high], [y, y], color=INK, linewidth=1.6, solid_capstyle="butt")
+        text = f"{value.mean:.{digits}f}"
+        edge = (max(value.high, panel.start) + 0.025 * span, y)
+        axis.text(*edge, text, va="center_baseline", fontsize=9.5, color=INK, fontweight="bold")
+        half = f"± {value.half:.{digits}f}"
+        place = (7.0 * len(text) + 3, 0)  # points to the right, past the bold number
+        style: dict[str, Any] = {
+            "textcoords": "offset points",
+            "va": "center_baseline",
+            "fontsize": 8.5,
+            "color": QUIET,
+        }
+        axis.annotate(half, edge, xytext=place, **style)
+    axis.text(0, 1.0, panel.meaning, transform=axis.transAxes, fontsize=8.5, color=QUIET, va="bottom")
+    axis.annotate(
+        metric, (0, 1), (0, 13), "axes fraction", "offset points", fontsize=10.5, fontweight="bold", color=INK
+    )
+    axis.set_xlim(left, right + 0.62 * span)
+    axis.set_ylim(len(panel.bars) - 0.45, -0.6)
     axis.set_xticks([])
     axis.tick_params(length=0)
     for side in ("top", "right", "bottom"):
         axis.spines[side].set_visible(False)
+    axis.spines["left"].set_position(("data", panel.start))
     axis.spines["left"].set_color(QUIET)
 
 
@@ -115,28 +136,37 @@ def reliability_diagram(title: str, diagrams: Mapping[str, Reliability]) -> Figu
 
     Whiskers are 95 % intervals of the observed rate of each bin.
     """
-    columns = min(len(diagrams), 4)
-    lines = -(-len(diagrams) // columns)
-    figure = _figure(0.9 + 2.6 * columns, 1.15 + 2.75 * lines)
-    axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    lines = -(-len(diagrams) // 4)
+    columns = -(-len(diagrams) // lines)
+    width, height = 0.95 + 2.45 * columns, 1.75 + 2.7 * lines - 0.35
+    figure = _figure(max(width, 6.6), height)
+    width = figure.get_figwidth()
+    axes = figure.subplots(lines, columns, squeeze=False)
     figure.subplots_adjust(
-        left=0.75 / figure.get_figwidth(),
-        right=1 - 0.2 / figure.get_figwidth(),
-        top=1 - 1.25 / figure.get_figheight(),
-        bottom=0.62 / figure.get_figheight(),
-        wspace=0.12,
-        hspace=0.32,
+        left=0.75 / width,
+        right=(0.75 + 2.45 * columns) / width,
+        top=1 - 1.1 / height,
+        bottom=0.6 / height,
+        wspace=0.17,
+        hspace=0.22,
     )
     highest = max(max(d.predicted.max(), d.observed.max()) for d in diagrams.values())
-    limit = 100 * min(1.0, float(highest) * 1.08 + 1e-9)
-    for axis in axes.flat[len(diagrams) :]:
-        axis.set_visible(False)
-    for axis, (name, diagram) in zip(axes.flat, diagrams.items(), strict=False):
-        _reliability_panel(axis, name, diagram, limit)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("observed rate, %", fontsize=9, color=QUIET)
-    figure.supxlabel("predicted probability, %", fontsize=9, color=QUIET, y=0.12 / figure.get_figheight())
-    _heading(figure, title, "bins of equally many rows; on the dashed line the predicted rate is the observed rate")
+    limit = 100.0 if highest > 0.6 else 100 * float(highest) * 1.1 + 1e-9
+    for place, axis in enumerate(axes.flat):
+        if place >= len(diagrams):
+            axis.set_visible(False)
+            continue
+        name = list(diagrams)[place]
+        _reliability_panel(axis, name, diagrams[name], limit)
+        if place % columns == 0:
+            axis.set_ylabel("observed rate, %", fontsize=9, color=QUIET)
+        else:
+            axis.tick_params(labelleft=False)
+        if place + columns < len(diagrams):
+            axis.tick_params(labelbottom=False)
+        else:
+            axis.set_xlabel("predicted probability, %", fontsize=9, color=QUIET)
+    _heading(figure, title, "bins of equally many rows; a point on the dashed line: as many came true as predicted")
     return figure
 
 
@@ -156,10 +186,11 @@ def _reliability_panel(axis: Axes, name: str, diagram: Reliability, limit: float
     )
     axis.set_title(name, loc="left", fontsize=10.5, fontweight="bold", color=INK, pad=5)
     axis.text(0.05, 0.93, f"ECE {100 * diagram.ece:.2f} %", transform=axis.transAxes, fontsize=9, color=INK, va="top")
+    _plain(axis)
     axis.set_xlim(0, limit)
     axis.set_ylim(0, limit)
-    axis.set_aspect("equal")
-    _plain(axis)
+    axis.locator_params(nbins=5)
+    axis.set_aspect("equal", anchor="SW")
 
 
 def curve(title: str, subtitle: str, points: Sequence[CurvePoint], *, diversity: str, accuracy: str) -> Figure:
@@ -169,14 +200,16 @@ def curve(title: str, subtitle: str, points: Sequence[CurvePoint], *, diversity:
     figure.subplots_adjust(left=0.13, right=0.96, top=0.8, bottom=0.14)
     x, y = [p.diversity for p in points], [p.accuracy for p in points]
     axis.plot(x, y, color=COLOURS["model"], linewidth=1.6, marker="o", markersize=6, zorder=3)
-    for point in points:
+    for place, point in enumerate(points):
         if point.interval is not None:
             axis.plot([point.diversity] * 2, [point.interval.low, point.interval.high], color=QUIET, linewidth=1)
         axis.annotate(
             point.label,
             (point.diversity, point.accuracy),
-            xytext=(7, 7),
+            xytext=(0, 8 if place % 2 == 0 else -8),  # neighbours on opposite sides of the line
             textcoords="offset points",
+            ha="center",
+            va="bottom" if place % 2 == 0 else "top",
             fontsize=9.5,
             color=INK,
         )
@@ -227,7 +260,7 @@ def _legend(figure: Figure, roles: Sequence[str]) -> None:
     for role in roles:
         figure.text(x / width, 0.17 / height, "■", color=COLOURS[role], fontsize=10, va="center")
         figure.text((x + 0.17) / width, 0.17 / height, role, color=QUIET, fontsize=9, va="center")
-        x += 0.4 + 0.085 * len(role)
+        x += 0.38 + 0.075 * len(role)
 
 
 def _plain(axis: Axes) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 
 from funnelrec.evaluate import plots
 from funnelrec.evaluate.metrics import reliability
-from funnelrec.evaluate.plots import Bar, CurvePoint
+from funnelrec.evaluate.plots import Bar, CurvePoint, Panel
 from funnelrec.evaluate.protocol import (
     MatchResult,
     RankResult,
@@ -37,12 +37,13 @@ if TYPE_CHECKING:
 __all__ = ["Report", "Table"]
 
 MEANING = {
-    "recall": "share of what the user did next",
-    "ndcg": "gain, discounted by place",
-    "hit_rate": "share of users with a hit",
-    "mrr": "one over the place of the first hit",
-    "precision": "share of the list",
+    "recall": "share of the user's next items in the list",
+    "ndcg": "the same, top places count more; 1 = ideal list",
+    "hit_rate": "share of users with a hit in the list",
+    "mrr": "mean of 1 / place of the first hit",
+    "precision": "share of the list that the user went on to take",
     "average_precision": "mean precision at the hits",
+    "auc": "pairs in the right order; bars start at chance, 0.5",
 }
 
 
@@ -313,9 +314,10 @@ class Report:
         baselines: Sequence[str],
         oracle: str | None,
     ) -> _Picture:
-        panels = {
-            _axis_title(c): [Bar(n, v[c], _role(n, baselines, oracle)) for n, v in values.items()] for c in columns
-        }
+        panels = {}
+        for c in columns:
+            drawn = [Bar(n, v[c], _role(n, baselines, oracle)) for n, v in values.items()]
+            panels[c] = Panel(MEANING.get(c.split("@", maxsplit=1)[0], ""), drawn, 0.5 if c == "auc" else 0.0)
         subtitle = f"{_population(results).split(';')[0]}; black lines are 95 % intervals"
         alt = f"{', '.join(columns)} of each line of the table above"
         return _Picture(self._name(name), alt, lambda: plots.bars(title, subtitle, panels))
@@ -325,14 +327,14 @@ class Report:
 def _columns(
     results: Mapping[str, MatchResult], ks: Sequence[int] | None, metrics: Sequence[str], primary: str | None
 ) -> tuple[list[str], list[str], str]:
-    """(metric columns, columns on the lists as a whole that all results have, the metric to be tested)."""
+    """(metric columns, numbers of the lists at the first k that all results have, the metric to be tested)."""
     first = next(iter(results.values()))
     ks = first.ks if ks is None else tuple(ks)
     primary = primary or f"ndcg@{ks[0]}"
     columns = [f"{metric}@{k}" for k in ks for metric in metrics]
     _require_measured([*columns, primary], first)
     shared = [b for b in first.beyond if all(b in r.beyond for r in results.values())]
-    return columns, [b for b in shared if int(b.rsplit("@", 1)[1]) in ks], primary
+    return columns, [b for b in shared if b.endswith(f"@{ks[0]}")], primary
 
 
 def _intervals(results: Mapping[str, MatchResult], columns: Sequence[str]) -> dict[str, dict[str, Interval]]:
@@ -388,13 +390,6 @@ def _label(name: str, baselines: Sequence[str], oracle: str | None) -> str:
     return name if role == "model" or name == role else f"{name} ({role})"
 
 
-def _axis_title(column: str) -> str:
-    name = column.split("@", maxsplit=1)[0]
-    if name == "auc":
-        return "AUC: share of (click, no click) pairs in the right order"
-    return f"{column.replace('_', ' ')}: {MEANING[name]}" if name in MEANING else column
-
-
 def _figure(value: Interval, *, bold: bool = False) -> str:
     if not math.isfinite(value.mean):
         return "–"
@@ -411,7 +406,7 @@ def _p(p: float) -> str:
 
 
 def _change(difference: float, interval: Interval, p: float) -> str:
-    return f"{difference:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}], {_p(p)}"
+    return f"{difference:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}], {_p(p)}".replace("-", "−")
 
 
 def _test_text(name: str, best: str, oracle: str | None, test: PairedTest | PairedAUC | None, p: float | None) -> str:
@@ -420,7 +415,7 @@ def _test_text(name: str, best: str, oracle: str | None, test: PairedTest | Pair
     if test is None or p is None or name == oracle:
         return "–"
     text = _change(test.difference, test.interval, p)
-    return f"{text}, d = {test.effect_size:.2f}" if isinstance(test, PairedTest) else text
+    return f"{text}, d = {test.effect_size:.2f}".replace("-", "−") if isinstance(test, PairedTest) else text
 
 
 def _interval(value: Interval) -> dict[str, float]:
