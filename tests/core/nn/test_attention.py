@@ -138,13 +138,26 @@ def test_additive_score_by_hand() -> None:
 
 def test_mlp_score_by_hand() -> None:
     score = MLPScore(2, (1,), activation="relu")
-    first, _, last = score.mlp.layers
-    assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+    first, last = score.first, score.rest.layers[-1]
+    assert isinstance(last, nn.Linear)
     with torch.no_grad():  # weigh the blocks q, k, q - k, q * k by 1, 10, 100, 1000
         first.weight.copy_(torch.tensor([[1.0, 1, 10, 10, 100, 100, 1000, 1000]]))
         last.weight.fill_(1.0)
     # 3 + 70 - 400 + 11000, 3 - 10 + 400 - 2000 -> relu 0, 3 + 0 + 300 + 0
     torch.testing.assert_close(score(QUERY, KEYS), torch.tensor([[[10673.0, 0.0, 303.0]]]))
+
+
+@pytest.mark.parametrize("activation", ["dice", "prelu"])
+def test_mlp_score_equals_the_joined_form(activation: str) -> None:
+    score = MLPScore(4, (6, 5), activation=activation)
+    query, keys = torch.randn(3, 2, 4), torch.randn(3, 5, 4)
+    q, k = query.unsqueeze(2).expand(3, 2, 5, 4), keys.unsqueeze(1).expand(3, 2, 5, 4)
+    real = PAST.unsqueeze(1).expand(3, 2, 5)
+    hidden = score.first(torch.cat([q, k, q - k, q * k], -1))
+    hidden = score.activation(hidden, real) if activation == "dice" else score.activation(hidden)
+    torch.testing.assert_close(score(query, keys, PAST), score.rest(hidden, real).squeeze(-1), atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="at least one hidden layer"):
+        MLPScore(4, ())
 
 
 @pytest.mark.parametrize(

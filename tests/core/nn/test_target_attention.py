@@ -12,7 +12,7 @@ MASK = torch.tensor([[False, True, True, True], [False] * 4])
 def constant(softmax: bool, score: float) -> TargetAttention:
     """A unit whose MLP gives `score` for everything."""
     unit = TargetAttention(2, hidden=(3,), softmax=softmax)
-    last = unit.score.mlp.layers[-1]
+    last = unit.score.rest.layers[-1]
     assert isinstance(last, nn.Linear)
     nn.init.zeros_(last.weight)
     nn.init.constant_(last.bias, score)

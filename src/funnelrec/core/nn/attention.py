@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from funnelrec.core.nn.activation import Activation
+from funnelrec.core.nn.activation import Activation, Dice
+from funnelrec.core.nn.activation import activation as make_activation
 from funnelrec.core.nn.mlp import MLP
 
 __all__ = [
@@ -148,17 +149,32 @@ class AdditiveScore(nn.Module):
 
 
 class MLPScore(nn.Module):
-    """MLP([q, k, q - k, q ∘ k]), the activation unit of DIN (arXiv:1706.06978)."""
+    """MLP([q, k, q - k, q ∘ k]), the activation unit of DIN (arXiv:1706.06978).
+
+    The first layer is linear in its four blocks, so W_q q + W_d q is computed once per query and (W_k - W_d) k + W_p
+    (q ∘ k) per pair: the same numbers with half the work and without the [B, Q, L, 4D] tensor.
+    """
 
     def __init__(self, dim: int, hidden: Sequence[int] = (80, 40), *, activation: Activation = "dice") -> None:
         super().__init__()
-        self.mlp = MLP(4 * dim, (*hidden, 1), activation=activation)
+        if not hidden:
+            raise ValueError(f"MLPScore needs at least one hidden layer, received hidden={tuple(hidden)}")
+        self.first = nn.Linear(4 * dim, hidden[0])
+        nn.init.xavier_uniform_(self.first.weight)
+        nn.init.zeros_(self.first.bias)
+        self.activation = make_activation(activation, hidden[0])
+        self.rest = MLP(hidden[0], (*hidden[1:], 1), activation=activation)
 
     def forward(
         self, query: Float[Tensor, "B Q D"], keys: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"] | None = None
     ) -> Float[Tensor, "B Q L"]:
-        shape = (query.shape[0], query.shape[1], keys.shape[1], query.shape[2])
-        q, k = query.unsqueeze(2).expand(shape), keys.unsqueeze(1).expand(shape)
-        real = None if mask is None else mask.unsqueeze(1).expand(shape[:3])
-        scores: Tensor = self.mlp(torch.cat([q, k, q - k, q * k], dim=-1), real).squeeze(-1)  # (B, Q, L)
+        shape = (query.shape[0], query.shape[1], keys.shape[1])
+        real = None if mask is None else mask.unsqueeze(1).expand(shape)
+        of_q, of_k, of_difference, of_product = self.first.weight.chunk(4, dim=1)  # (hidden, D) each
+        once = F.linear(query, of_q + of_difference, self.first.bias).unsqueeze(2)  # (B, Q, 1, hidden)
+        key = F.linear(keys, of_k - of_difference).unsqueeze(1)  # (B, 1, L, hidden)
+        product = F.linear(query.unsqueeze(2) * keys.unsqueeze(1), of_product)  # (B, Q, L, hidden)
+        x = once + key + product
+        x = self.activation(x, real) if isinstance(self.activation, Dice) else self.activation(x)
+        scores: Tensor = self.rest(x, real).squeeze(-1)  # (B, Q, L)
         return scores

@@ -54,7 +54,7 @@ def sum_by_row(rows: Int[Tensor, "P"], values: Float[Tensor, "P D"]) -> tuple[In
     """The distinct rows in ascending order (int64) and the sum of the values of each.
 
     A stable sort, then one embedding bag per run of equal rows: the sums are the same bits on every call, and on CPU
-    about twenty times as fast as `Tensor.coalesce` (docs/decisions/0001-sparse-gradients.md).
+    five times as fast as `Tensor.coalesce` (docs/decisions/0001-sparse-gradients.md).
     """
     if rows.numel() == 0:
         return rows.long(), values
