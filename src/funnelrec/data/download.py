@@ -14,7 +14,7 @@ import urllib.parse
 import urllib.request
 from http.client import HTTPException, HTTPMessage
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 __all__ = ["DownloadError", "cache_folder", "fetch"]
 
@@ -30,7 +30,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FUNNELREC_CACHE") or Path.home() / ".cache" / "funnelrec")
 
 
-def fetch(url: str, folder: Path | str, sha256: str, size: int, *, timeout: float = 60.0) -> Path:
+def fetch(url: str, folder: Path | str, sha256: str, size: int, *, timeout: int | float = 60) -> Path:
     """Download `url` into `folder` unless the right file is there already; its path.
 
     `size` is the number of bytes expected: reading stops when more arrive. `timeout`: seconds without a byte. Only
@@ -86,15 +86,18 @@ class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
     """A redirect is held to the rule of the first address, before it is followed."""
 
     def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
         _allowed(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _receive(url: str, part: Path, size: int, timeout: float) -> tuple[int, str]:
+def _receive(url: str, part: Path, size: int, timeout: int | float) -> tuple[int, str]:
     """Write the answer to `part`, at most one byte more than `size`; bytes written and their SHA-256."""
-    opener = urllib.request.build_opener(_CheckedRedirects())
+    handlers: list[urllib.request.BaseHandler] = [_CheckedRedirects()]
+    if _is_loopback(urllib.parse.urlsplit(url).hostname or ""):
+        handlers.append(urllib.request.ProxyHandler({}))  # a proxy would look for its own loopback
+    opener = urllib.request.build_opener(*handlers)
     digest, received = hashlib.sha256(), 0
     with opener.open(url, timeout=timeout) as answer, part.open("wb") as file:
         while received <= size and (block := answer.read(min(BLOCK, size + 1 - received))):

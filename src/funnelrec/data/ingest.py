@@ -56,19 +56,13 @@ class BadRowsError(ValueError):
     def __init__(self, rejects: Sequence[Reject], read: int, max_bad_rows: int) -> None:
         self.rejects = tuple(rejects)
         n = len(self.rejects)
-        rows = "row is" if n == 1 else "rows are"
         super().__init__(
-            f"{self.rejects[0]} ({n:,} of {read:,} {rows} bad, {max_bad_rows:,} allowed; "
+            f"{self.rejects[0]} ({n:,} of {read:,} rows bad, {max_bad_rows:,} allowed; "
             f"mend the data, or leave bad rows out with max_bad_rows={n})"
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Faults:
-    """Rows of one column that cannot be kept: `bad` bool [n], `reason` text [n]."""
-
-    bad: pl.Series
-    reason: pl.Series
+_Faults = list[tuple[pl.Series, str]]  # rows (bool [n]) of a column that cannot be kept, and why; {} is the value
 
 
 def read_table(
@@ -243,18 +237,18 @@ def _typed(
     for series in frame.get_columns():
         values, faults = _convert(series, columns.get(series.name, "any"), file)
         converted.append(values.alias(series.name))
-        if faults is not None:
-            rows = faults.bad.arg_true().to_list()
-            for row, reason in zip(rows, faults.reason.gather(rows).to_list(), strict=True):
-                first.setdefault(row, (series.name, reason))
+        for bad, reason in faults:
+            rows = bad.arg_true()
+            for row, value in zip(rows.to_list(), series.gather(rows).to_list(), strict=True):
+                first.setdefault(row, (series.name, reason.format(_shown(value))))
     rejects = list(structural)
     table = pl.DataFrame(converted)
     if first:
-        bad = np.fromiter(sorted(first), dtype=np.int64, count=len(first))
-        for row, line in zip(bad.tolist(), line_of(bad).tolist(), strict=True):
+        at_fault = np.fromiter(sorted(first), dtype=np.int64, count=len(first))
+        for row, line in zip(at_fault.tolist(), line_of(at_fault).tolist(), strict=True):
             rejects.append(Reject(file, line, *first[row]))
         keep = np.ones(frame.height, dtype=np.bool_)
-        keep[bad] = False
+        keep[at_fault] = False
         table = table.filter(pl.Series(keep))
     rejects.sort(key=lambda reject: reject.line)
     read = frame.height + len(structural)
@@ -265,36 +259,25 @@ def _typed(
     return table.with_columns(ids), Accounting(file, read, table.height, tuple(rejects))
 
 
-def _convert(values: pl.Series, kind: str, file: str) -> tuple[pl.Series, _Faults | None]:
+def _convert(values: pl.Series, kind: str, file: str) -> tuple[pl.Series, _Faults]:
     if kind == "any":
-        return (_guess(values) if values.dtype == pl.String else values), None
+        return (_guess(values) if values.dtype == pl.String else values), []
     if kind == "text":
         text = values.cast(pl.String)
-        return text.set(text == "", None), None
+        return text.set(text == "", None), []
     if kind in ("id", "key", "category"):
         ids = canonical_ids(values)
-        if kind == "category":
-            return ids, None
-        reason = _constant(MISSING, ids.len())
-        bad = ids.is_null()
-        if kind == "key":
-            repeated = ~ids.is_first_distinct() & ~bad
-            reason = reason.set(repeated, "an earlier row has the same value")
-            bad = bad | repeated
-        return ids, _Faults(bad, reason)
+        missing = (ids.is_null(), MISSING)
+        repeated = (~ids.is_first_distinct(), "an earlier row has the same value")
+        return ids, {"id": [missing], "key": [missing, repeated], "category": []}[kind]
     if kind == "time":
         return _time(values, file)
     return _number(values, required=kind == "label")
 
 
-def _constant(text: str, n: int) -> pl.Series:
-    return pl.repeat(text, n, dtype=pl.String, eager=True)
-
-
-def _shown(values: pl.Series) -> pl.Series:
-    """The value as a message shows it: quoted, at most 40 characters, on one line."""
-    text = values.cast(pl.String).str.slice(0, 40).str.replace_all(r"\s", " ")
-    return ("'" + text + "'").fill_null("null")
+def _shown(value: object) -> str:
+    """The value as a message shows it: at most 40 characters, on one line."""
+    return repr(str(value)[:40])
 
 
 def _guess(values: pl.Series) -> pl.Series:
@@ -329,13 +312,10 @@ def _number(values: pl.Series, *, required: bool) -> tuple[pl.Series, _Faults]:
         wrong = pl.repeat(False, values.len(), dtype=pl.Boolean, eager=True)
     else:
         raise ValueError(f"column '{values.name}' of type {values.dtype} holds no numbers; cast it first")
-    nan, infinite = numbers.is_nan().fill_null(False), numbers.is_infinite().fill_null(False)
-    reason = (_shown(values) + " is no number").set(infinite, "the value is infinite")
-    bad = wrong | infinite
+    faults: _Faults = [(wrong, "{} is no number"), (numbers.is_infinite(), "the value is infinite")]
     if required:
-        reason = reason.set(numbers.is_null() & ~wrong, MISSING).set(nan, "the value is NaN")
-        bad = bad | numbers.is_null() | nan
-    return numbers.fill_nan(None), _Faults(bad, reason)
+        faults += [(numbers.is_null(), MISSING), (numbers.is_nan(), "the value is NaN")]
+    return numbers.fill_nan(None), faults
 
 
 # --- time -------------------------------------------------------------------------------------------------------------
@@ -343,14 +323,13 @@ def _number(values: pl.Series, *, required: bool) -> tuple[pl.Series, _Faults]:
 
 def _time(values: pl.Series, file: str) -> tuple[pl.Series, _Faults]:
     """Seconds since 1970 as int64, null where the value is no time."""
-    reason = _shown(values) + " is no time; write seconds since 1970 or ISO 8601 (2024-05-31T12:00:00Z)"
     missing = values.is_null()
     if values.dtype == pl.String:
         text = values.str.strip_chars()
         missing = missing | (text == "").fill_null(True)
-        integers, iso = _whole(text), _iso_seconds(text)
+        integers, is_iso = _whole(text), text.str.contains(ISO_TIME)
         # A column is written in one way: the rarer way is the fault.
-        times = iso if iso.count() > integers.count() else _seconds(integers, values.name, file)
+        times = _iso_seconds(text) if is_iso.sum() > integers.count() else _seconds(integers, values.name, file)
     elif values.dtype == pl.Date:
         times = values.to_physical().cast(pl.Int64) * 86_400
     elif isinstance(values.dtype, pl.Datetime):
@@ -364,7 +343,8 @@ def _time(values: pl.Series, file: str) -> tuple[pl.Series, _Faults]:
         times = _seconds(values.cast(pl.Int64, strict=False), values.name, file)
     else:
         raise ValueError(f"column '{values.name}' of type {values.dtype} holds no times; cast it first")
-    return times, _Faults(times.is_null(), reason.set(missing, MISSING))
+    wrong = "{} is no time; write seconds since 1970 or ISO 8601 (2024-05-31T12:00:00Z)"
+    return times, [(missing, MISSING), (times.is_null(), wrong)]
 
 
 def _whole(text: pl.Series) -> pl.Series:

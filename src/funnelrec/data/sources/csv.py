@@ -56,12 +56,14 @@ def load(
         table, account = read_table(source, columns={**_kinds_of(fields), key: "key"}, max_bad_rows=max_bad_rows)
         frame, sides[side] = _same_ids(frame, _lists(table, fields), key)
         accounts.append(account)
-    return Tables(events=frame, schema=schema, accounting=tuple(accounts), **sides)
+    return Tables(
+        events=frame, schema=schema, users=sides.get("users"), items=sides.get("items"), accounting=tuple(accounts)
+    )
 
 
 def _infer(events: Any, users: Any, items: Any, max_bad_rows: int) -> Schema:
-    tables = [t if t is None else read_table(t, max_bad_rows=max_bad_rows)[0] for t in (events, users, items)]
-    return Schema.infer(*tables)
+    sides = [t if t is None else read_table(t, max_bad_rows=max_bad_rows)[0] for t in (users, items)]
+    return Schema.infer(read_table(events, max_bad_rows=max_bad_rows)[0], *sides)
 
 
 def _read_schema(path: Path) -> Schema:
