@@ -53,6 +53,15 @@ class TestBootstrap:
             assert found.mean == pytest.approx(values.mean())
             assert found.low < found.mean < found.high
 
+    def test_many_different_values_use_the_normal_limit_of_the_same_interval(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        values = np.random.default_rng(3).gamma(2.0, 1.0, 5000)
+        drawn = bootstrap_interval(values, resamples=4000)
+        monkeypatch.setattr(significance, "_DRAW_LIMIT", 100)
+        closed = bootstrap_interval(values)
+        assert (closed.low, closed.high) == pytest.approx((drawn.low, drawn.high), abs=0.06 * drawn.half)
+
     def test_seed_level_and_constant(self) -> None:
         values = np.random.default_rng(2).random(200)
         assert bootstrap_interval(values, seed=4) == bootstrap_interval(values, seed=4)

@@ -160,8 +160,8 @@ def evaluate_matcher(
     began = time.perf_counter()
     ks = _require_ks(ks)
     offsets, items = (np.asarray(part, dtype=np.int64) for part in queries.relevant)
-    tally = _Tally(ks, ties, item_counts, item_attribute, split_items=_item_slices(item_counts))
     chosen = np.flatnonzero(np.diff(offsets) > 0)
+    tally = _Tally(chosen.size, ks, ties, item_counts, item_attribute)
     if not chosen.size:
         raise ValueError(f"none of the {len(queries)} queries has a relevant item; is this part of the split empty?")
     with _evaluating(matcher) as device:
@@ -174,10 +174,10 @@ def evaluate_matcher(
                 batch, exclude = batch.to(device), None if exclude is None else exclude.to(device)
             # one place more than is wanted, so that a tie across the cut is seen
             ranked, scores = matcher.recommend(batch, ks[-1] + 1, exclude)
-            tally.add(batch, ranked.cpu().numpy(), scores.float().cpu().numpy(), *_rows_of(offsets, items, rows))
+            tally.add(start, batch, ranked.cpu().numpy(), scores.float().cpu().numpy(), *_rows_of(offsets, items, rows))
     return MatchResult(
         ks=ks,
-        queries=_digest(chosen, tally.joined("user"), offsets, items),
+        queries=_digest(chosen, tally.kept["user"], offsets, items),
         split=split or _split_of(queries),
         exclude_seen=exclude_seen,
         ties=ties,
@@ -249,46 +249,49 @@ def _below(scores: Float[Tensor, "B N"]) -> Int[Tensor, "B N"]:
 
 
 class _Tally:
-    """Collects what `evaluate_matcher` keeps of each batch."""
+    """What `evaluate_matcher` keeps of each batch: one number a user and metric, in arrays as long as there are users."""
 
     def __init__(
         self,
+        users: int,
         ks: tuple[int, ...],
         ties: Ties,
         item_counts: Int[np.ndarray, "N"] | None,
         item_attribute: Int[np.ndarray, "N G"] | None,
-        split_items: Mapping[str, Bool[np.ndarray, "N"]],
     ) -> None:
-        self.ks, self.ties = ks, ties
-        self.item_counts, self.item_attribute, self.split_items = item_counts, item_attribute, split_items
-        self.parts: dict[str, list[Any]] = {}
+        self.ks, self.ties, self.item_counts, self.item_attribute = ks, ties, item_counts, item_attribute
+        self.parts_of_items = _item_slices(item_counts)
         self.listed = {k: np.zeros(0 if item_counts is None else item_counts.size, dtype=bool) for k in ks}
+        self.kept: dict[str, Any] = {"user": np.zeros(users, np.int64), "length": np.zeros(users, np.int64)}
 
     def add(
         self,
+        start: int,
         batch: Batch,
         ranked: Int[np.ndarray, "B k"],
         scores: Float[np.ndarray, "B k"],
         offsets: Int[np.ndarray, "B1"],
         items: Int[np.ndarray, "R"],
     ) -> None:
+        """Count the lists of users `start`, `start` + 1, …, whose relevant items are the CSR."""
         ranked = _require_lists(ranked, scores, self.item_counts)
         hit = self._hits(ranked, scores, offsets, items)
-        self._keep("metric", metrics.list_metrics(hit, np.diff(offsets), self.ks))
-        for name, belongs in self.split_items.items():
+        self._keep(start, "metric", metrics.list_metrics(hit, np.diff(offsets), self.ks))
+        for name, belongs in self.parts_of_items.items():
             member = belongs[np.minimum(items, belongs.size - 1)]
-            kept = np.concatenate([[0], np.cumsum(member)])[offsets]
-            hit = self._hits(ranked, scores, kept, items[member])
-            self._keep(f"slice {name}", metrics.list_metrics(hit, np.diff(kept), self.ks))
+            own = np.concatenate([[0], np.cumsum(member)])[offsets]
+            hit = self._hits(ranked, scores, own, items[member])
+            self._keep(start, f"slice {name}", metrics.list_metrics(hit, np.diff(own), self.ks))
         for k in self.ks:
             top = ranked[:, :k]
             if self.item_counts is not None:
                 self.listed[k][top[top > 0]] = True
-                self._keep("list", {f"novelty@{k}": metrics.novelty(top, self.item_counts)})
+                self._keep(start, "list", {f"novelty@{k}": metrics.novelty(top, self.item_counts)})
             if self.item_attribute is not None:
-                self._keep("list", {f"diversity@{k}": metrics.attribute_diversity(top, self.item_attribute)})
-        self.parts.setdefault("user", []).append(batch.user.cpu().numpy().astype(np.int64))
-        self.parts.setdefault("length", []).append(batch.mask.sum(dim=1).cpu().numpy().astype(np.int64))
+                self._keep(start, "list", {f"diversity@{k}": metrics.attribute_diversity(top, self.item_attribute)})
+        rows = slice(start, start + batch.size)
+        self.kept["user"][rows] = batch.user.cpu().numpy()
+        self.kept["length"][rows] = batch.mask.sum(dim=1).cpu().numpy()
 
     def _hits(
         self,
@@ -302,16 +305,16 @@ class _Tally:
             return hit[:, : self.ks[-1]]
         return metrics.pessimistic_hits(hit, scores, self.ks[-1])
 
-    def _keep(self, group: str, values: Mapping[str, Float[np.ndarray, "B"]]) -> None:
+    def _keep(self, start: int, group: str, values: Mapping[str, Float[np.ndarray, "B"]]) -> None:
         for name, value in values.items():
-            self.parts.setdefault(f"{group}/{name}", []).append(value.astype(np.float32))
-
-    def joined(self, name: str) -> Any:
-        return np.concatenate(self.parts[name])
+            key = f"{group}/{name}"
+            if key not in self.kept:
+                self.kept[key] = np.empty(self.kept["user"].size, np.float32)
+            self.kept[key][start : start + value.size] = value
 
     def _group(self, group: str) -> dict[str, Any]:
         prefix = f"{group}/"
-        return {name.removeprefix(prefix): self.joined(name) for name in self.parts if name.startswith(prefix)}
+        return {name.removeprefix(prefix): v for name, v in self.kept.items() if name.startswith(prefix)}
 
     def results(self) -> dict[str, Any]:
         per_list = self._group("list")
@@ -320,10 +323,10 @@ class _Tally:
             real = max(self.item_counts.size - FIRST_KNOWN, 1)
             beyond = {f"coverage@{k}": float(self.listed[k].sum() / real) for k in self.ks} | beyond
         return {
-            "user": self.joined("user"),
+            "user": self.kept["user"],
             "metrics": self._group("metric"),
-            "history_length": self.joined("length"),
-            "item_slices": {name: self._group(f"slice {name}") for name in self.split_items},
+            "history_length": self.kept["length"],
+            "item_slices": {name: self._group(f"slice {name}") for name in self.parts_of_items},
             "beyond": beyond,
             "per_list": per_list,
         }
