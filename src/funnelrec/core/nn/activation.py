@@ -42,8 +42,8 @@ class MaskedBatchNorm(nn.Module):
         """(x - mean) / √(variance + eps), times weight plus bias where there are any."""
         flat = x.reshape(-1, x.shape[-1])  # (P, C)
         if self.training and (mask is not None or flat.shape[0] < 2):
-            mean, var = self._statistics(flat, None if mask is None else mask.reshape(-1, 1))
-            flat = (flat - mean) * torch.rsqrt(var + self.eps)
+            centred, var = self._statistics(flat, None if mask is None else mask.reshape(-1))
+            flat = centred * torch.rsqrt(var + self.eps)
             if self.weight is not None and self.bias is not None:
                 flat = flat * self.weight + self.bias
         else:
@@ -60,18 +60,20 @@ class MaskedBatchNorm(nn.Module):
         return flat.reshape(x.shape)
 
     def _statistics(self, flat: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance over the real rows; moves the running statistics (unbiased variance)."""
-        real = torch.ones_like(flat[:, :1]) if mask is None else mask.to(flat.dtype)  # (P, 1)
+        """x minus the mean over the real rows, and their biased variance; moves the running statistics (unbiased)."""
+        real = flat.new_ones(flat.shape[0]) if mask is None else mask.to(flat.dtype)  # (P,)
         count = real.sum()
-        mean = (flat * real).sum(0) / count.clamp(min=1)  # (C,)
-        var = ((flat - mean).square() * real).sum(0) / count.clamp(min=1)  # (C,)
+        share = real / count.clamp(min=1)
+        mean = share @ flat  # (C,)
+        centred = flat - mean  # (P, C)
+        var = share @ centred.square()  # (C,)
         with torch.no_grad():
             step = self.momentum * (count > 0)
             self.running_mean.lerp_(mean, step)
             # one row has no unbiased variance: its mean counts, its variance does not
             unbiased = var * count / (count - 1).clamp(min=1)
             self.running_var.lerp_(unbiased, self.momentum * (count > 1))
-        return mean, var
+        return centred, var
 
 
 class Dice(nn.Module):
@@ -103,7 +105,7 @@ class PReLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "*shape C"]) -> Float[Tensor, "*shape C"]:
         """The same shape."""
-        return torch.where(x > 0, x, self.alpha * x)
+        return F.prelu(x.reshape(-1, x.shape[-1]), self.alpha).view(x.shape)
 
 
 def activation(name: str, channels: int) -> nn.Module:
