@@ -12,7 +12,7 @@ from funnelrec.core.shapes import FIRST_KNOWN
 __all__ = ["DAY", "Events", "distinct_pairs"]
 
 DAY = 86_400  #: seconds
-Events = Int[Tensor, "n"] | Int[np.ndarray, "n"]
+Events = Int[Tensor, "_"] | Int[np.ndarray, "_"]  # one length, but the message about it is ours
 
 
 def distinct_pairs(users: Events, items: Events, times: Events) -> tuple[Tensor, Tensor, Tensor]:

@@ -162,7 +162,7 @@ class ItemCF(nn.Module):
             self._keep(sums, first, scale)
         return self
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def recommend(
         self,
         batch: Batch,

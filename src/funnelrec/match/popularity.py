@@ -44,7 +44,7 @@ class Popularity(nn.Module):
         self.scores = torch.bincount(item, weights, minlength=self.spec.num_items).float()  # (N,) Eq. (1)
         return self
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def recommend(
         self,
         batch: Batch,

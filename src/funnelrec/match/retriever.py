@@ -30,7 +30,7 @@ def _eval_mode(model: object) -> Iterator[None]:
             model.train(training)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def item_vectors(model: VectorMatcher, num_items: int) -> Float[Tensor, "N D"]:
     """The vectors of all item rows, in parts of bounded memory, without dropout."""
     with _eval_mode(model):
@@ -52,7 +52,7 @@ class VectorRetriever:
         self.index = index
         self.fallback = fallback
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def recommend(
         self,
         batch: Batch,

@@ -27,7 +27,7 @@ class ExactIndex:
     def __init__(self, vectors: Float[Tensor, "N D"]) -> None:
         self.vectors = checked_vectors(vectors)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def search(
         self,
         queries: Float[Tensor, "B K D"],
