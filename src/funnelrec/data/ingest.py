@@ -20,7 +20,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from funnelrec.data.scan import Scan, header_of, scan
+from funnelrec.data.scan import Scan, header_of, is_regular, scan
 from funnelrec.data.tables import Accounting, Reject
 from funnelrec.data.vocabulary import CANONICAL_INTEGER, canonical_ids
 
@@ -121,17 +121,18 @@ def read_delimited(
     `quoted` False takes quotes as ordinary characters."""
     header, begin = (list(names), 0) if names is not None else header_of(data, separator, file)
     frame = None if quoted and data.find(b'"', begin) >= 0 else _parse(data[begin:], header, separator, quoted)
-    if frame is not None and frame[:, -1].null_count() == 0:
+    # A short row shows as a null in the last column.
+    if frame is not None and (frame[:, -1].null_count() == 0 or is_regular(data, begin, len(header), separator)):
         return _typed(frame, file, columns, max_bad_rows, (), _LazyLines(data, begin, header, separator, quoted))
     found = scan(data, begin, header, separator, quoted)
     frame = _parse(found.good_bytes(begin), header, separator, quoted)
     if frame is None or frame.height != len(found.starts):
         raise ValueError(f"{file} cannot be read as delimited text; write it as Parquet")
-    lines = found.lines([f.start for f in found.faults])
+    lines = found.lines(np.array([f.start for f in found.faults], dtype=np.int64))
     rejects = [Reject(file, int(n), f.column, f.reason) for n, f in zip(lines, found.faults, strict=True)]
 
     def line_of(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return found.lines(np.asarray(found.starts, dtype=np.int64)[rows].tolist())
+        return found.lines(np.asarray(found.starts, dtype=np.int64)[rows])
 
     return _typed(frame, file, columns, max_bad_rows, rejects, line_of)
 
@@ -148,7 +149,7 @@ class _LazyLines:
 
     def __call__(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         found: Scan = scan(self.data, self.begin, self.names, self.separator, self.quoted)
-        return found.lines(np.asarray(found.starts, dtype=np.int64)[rows].tolist())
+        return found.lines(np.asarray(found.starts, dtype=np.int64)[rows])
 
 
 # --- files and frames -------------------------------------------------------------------------------------------------
@@ -327,9 +328,13 @@ def _time(values: pl.Series, file: str) -> tuple[pl.Series, _Faults]:
     if values.dtype == pl.String:
         text = values.str.strip_chars()
         missing = missing | (text == "").fill_null(True)
-        integers, is_iso = _whole(text), text.str.contains(ISO_TIME)
-        # A column is written in one way: the rarer way is the fault.
-        times = _iso_seconds(text) if is_iso.sum() > integers.count() else _seconds(integers, values.name, file)
+        integers = text.cast(pl.Int64, strict=False)
+        if integers.count() == (~missing).sum():
+            times = _seconds(integers, values.name, file)
+        else:
+            # A column is written in one way: the rarer way is the fault.
+            integers, is_iso = _whole(text), text.str.contains(ISO_TIME)
+            times = _iso_seconds(text) if is_iso.sum() > integers.count() else _seconds(integers, values.name, file)
     elif values.dtype == pl.Date:
         times = values.to_physical().cast(pl.Int64) * 86_400
     elif isinstance(values.dtype, pl.Datetime):

@@ -11,13 +11,16 @@ from __future__ import annotations
 import csv
 import io
 import re
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Fault", "Scan", "header_of", "scan"]
+__all__ = ["Fault", "Scan", "header_of", "is_regular", "scan"]
+
+BLOCK = 1 << 24  # bytes looked at together where no quotes are
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,8 @@ class Scan:
     """`starts`, `stops`: byte ranges of the good records, in file order; `faults`: the others, in file order."""
 
     data: bytes
-    starts: list[int] = field(default_factory=list)
-    stops: list[int] = field(default_factory=list)
+    starts: array[int] = field(default_factory=lambda: array("q"))
+    stops: array[int] = field(default_factory=lambda: array("q"))
     faults: list[Fault] = field(default_factory=list)
 
     def good_bytes(self, begin: int) -> bytes:
@@ -46,10 +49,10 @@ class Scan:
         parts = [self.data[a:b] for a, b in zip(self.starts, self.stops, strict=True)]
         return b"".join(p if p.endswith(ends) else p + ends for p in parts)
 
-    def lines(self, starts: Sequence[int]) -> npt.NDArray[np.int64]:
+    def lines(self, starts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """File lines, from 1, on which the records at these bytes begin."""
         newlines = np.flatnonzero(np.frombuffer(self.data, dtype=np.uint8) == ord("\n"))
-        return np.searchsorted(newlines, np.asarray(starts, dtype=np.int64), side="left") + 1
+        return np.searchsorted(newlines, starts, side="left").astype(np.int64) + 1
 
 
 class _Grammar:
@@ -90,6 +93,22 @@ def header_of(data: bytes, separator: str, file: str) -> tuple[list[str], int]:
     if twice:
         raise ValueError(f"{file}:1: the header names the column '{twice[0]}' twice; each name must be its own")
     return names, match.end()
+
+
+def is_regular(data: bytes, begin: int, columns: int, separator: str) -> bool:
+    """True when every line of a text without quotes has `columns` columns and none is blank: nothing to scan for."""
+    while begin < len(data):
+        stop = data.find(b"\n", begin + BLOCK) + 1 or len(data)
+        block = np.frombuffer(data, dtype=np.uint8, count=stop - begin, offset=begin)
+        ends = np.flatnonzero(block == ord("\n"))
+        ends = ends if ends.size and ends[-1] == block.size - 1 else np.append(ends, block.size)
+        separators = np.searchsorted(np.flatnonzero(block == ord(separator)), ends)
+        if (np.diff(separators, prepend=0) != columns - 1).any():
+            return False
+        if columns == 1 and (np.diff(ends, prepend=-1) < 3).any():  # may be blank
+            return False
+        begin = stop
+    return True
 
 
 def scan(data: bytes, begin: int, names: Sequence[str], separator: str, quoted: bool) -> Scan:
