@@ -26,7 +26,7 @@ from funnelrec.evaluate.protocol import (
 )
 
 sys.path.insert(0, str(Path(__file__).parent))
-from world import FakeQueries, FirstNumber, TableMatcher, VectorModel, rows_world
+from evaluation_world import FakeQueries, FirstNumber, TableMatcher, VectorModel, rows_world
 
 ITEMS = 40
 

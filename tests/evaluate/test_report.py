@@ -19,7 +19,7 @@ from funnelrec.evaluate.protocol import MatchResult, RankResult, compare, evalua
 from funnelrec.evaluate.report import Report
 
 sys.path.insert(0, str(Path(__file__).parent))
-from world import FakeQueries, FirstNumber, TableMatcher, rows_world
+from evaluation_world import FakeQueries, FirstNumber, TableMatcher, rows_world
 
 USERS, ITEMS = 300, 60
 

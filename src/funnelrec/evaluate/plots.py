@@ -206,9 +206,9 @@ def curve(title: str, subtitle: str, points: Sequence[CurvePoint], *, diversity:
         axis.annotate(
             point.label,
             (point.diversity, point.accuracy),
-            xytext=(0, 8 if place % 2 == 0 else -8),  # neighbours on opposite sides of the line
+            xytext=(-4, 8) if place % 2 == 0 else (4, -8),  # neighbours on opposite sides of a falling line
             textcoords="offset points",
-            ha="center",
+            ha="left" if place % 2 == 0 else "right",
             va="bottom" if place % 2 == 0 else "top",
             fontsize=9.5,
             color=INK,

@@ -249,7 +249,7 @@ def _below(scores: Float[Tensor, "B N"]) -> Int[Tensor, "B N"]:
 
 
 class _Tally:
-    """What `evaluate_matcher` keeps of each batch: one number a user and metric, in arrays as long as there are users."""
+    """What is kept of each batch: one number a user and metric, in arrays as long as there are users."""
 
     def __init__(
         self,
