@@ -5,6 +5,7 @@ generator, dropout and `training_terms` use torch's generator, tables are lazy, 
 are clipped, and validation draws random numbers of its own.
 
     python harness.py run FOLDER [--limit-at STEP] [--twice-at STEP]
+    python harness.py every FOLDER
     python harness.py kills FOLDER NUMBER SEED [--fault NAME]
 """
 
@@ -200,9 +201,38 @@ def kills(folder: Path, number: int, seed: int, fault: str | None) -> dict[str, 
     }
 
 
+class Stop(Exception):
+    """The run is left here."""
+
+
+def stopping_at(step: int) -> Hooked:
+    """A loss that leaves the run before its `step`-th step, counted from 0."""
+
+    def hook(calls: int) -> None:
+        if calls == step:
+            raise Stop
+
+    return Hooked(hook)
+
+
+def every(folder: Path) -> dict[str, int]:
+    """Stop after each step of the run, resume, and compare the end."""
+    train(folder / "whole")
+    whole = digest(folder / "whole")
+    equal = twice = 0
+    for step in range(1, STEPS):
+        with contextlib.suppress(Stop):
+            train(folder / str(step), stopping_at(step), checkpoint_every=step)
+        resumed = Hooked()
+        train(folder / str(step), resumed, checkpoint_every=STEPS)
+        twice += resumed.calls - (STEPS - step)
+        equal += digest(folder / str(step)) == whole
+    return {"stops": STEPS - 1, "equal": equal, "steps_done_twice": twice}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["run", "kills"])
+    parser.add_argument("what", choices=["run", "every", "kills"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("number", type=int, nargs="?", default=0)
     parser.add_argument("seed", type=int, nargs="?", default=0)
@@ -214,6 +244,10 @@ def main() -> None:
     torch.set_num_threads(1)
     if arguments.what == "kills":
         sys.stdout.write(json.dumps(kills(arguments.folder, arguments.number, arguments.seed, arguments.fault)))
+        return
+
+    if arguments.what == "every":
+        sys.stdout.write(json.dumps(every(arguments.folder)))
         return
 
     def hook(calls: int) -> None:

@@ -90,6 +90,10 @@ class Batches:
         for position, index in enumerate(self._indices(number, start), start=start):
             yield self.examples.gather(index, counter_generator(self.seed, number, _BATCH, position))
 
+    def rows(self, number: int, position: int) -> Tensor:
+        """The example numbers of batch `position` of epoch `number`, for saying which examples a batch held."""
+        return next(self._indices(number, position))
+
     def _indices(self, number: int, start: int) -> Iterator[Tensor]:
         """The example numbers of each batch from batch `start` on."""
         n, size = len(self.examples), self.batch_size

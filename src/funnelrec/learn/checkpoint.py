@@ -170,7 +170,7 @@ class Position:
     stale: int = 0  #: epochs since the best one
     best_epoch: int | None = None
     best_metric: float | None = None
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, int | float]] = field(default_factory=list)
 
     def end_step(self, loss: float, rows: int) -> None:
         """Count one more batch."""
@@ -286,7 +286,7 @@ def describe_run(model: nn.Module, batches: Batches, options: dict[str, Any]) ->
     fingerprint = getattr(getattr(examples, "dataset", None), "fingerprint", None)
     return {
         "model": f"{type(model).__module__}.{type(model).__qualname__}",
-        "modules": repr(model),
+        "modules": {name: f"{type(m).__name__}({m.extra_repr()})" for name, m in model.named_modules() if name},
         "weights": {name: [str(t.dtype), *t.shape] for name, t in weights_of(model).items()},
         "data": {
             "examples": type(examples).__qualname__, "number": len(examples), "fingerprint": fingerprint,

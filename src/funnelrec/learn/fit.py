@@ -38,7 +38,7 @@ __all__ = ["FitResult", "NonFiniteError", "TrainingInterrupted", "fit"]
 class FitResult:
     """What a run came to. `history` has one entry an epoch: epoch, step, loss and what `validate` returned."""
 
-    history: list[dict[str, float]]
+    history: list[dict[str, int | float]]
     best_epoch: int | None
     best_metric: float | None
     seconds: float

@@ -62,7 +62,7 @@ def require_finite(
         bad = ~tensor.isfinite().reshape(batch.size, -1).all(1)
         if bool(bad.any()):
             where.append(f"batch.{name} in rows {_some(bad.nonzero().squeeze(1).tolist())}")
-    examples = [int(i) for i in batches.rows(at.epoch, at.batch)] if hasattr(batches, "rows") else []
+    examples = [int(i) for i in batches.rows(at.epoch, at.batch)]
     raise NonFiniteError(
         f"the {what} is {number} at step {at.step}, epoch {at.epoch}, batch {at.batch} "
         f"(examples {_some(examples)}); not finite: {', '.join(where) or what}. "
