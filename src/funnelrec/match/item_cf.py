@@ -23,9 +23,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from funnelrec.core.batch import Batch
+from funnelrec.core.interactions import DAY, Events, distinct_pairs
 from funnelrec.core.schema import Spec
 from funnelrec.core.shapes import FIRST_KNOWN
-from funnelrec.match._interactions import DAY, Events, distinct_pairs
 from funnelrec.match.index.topk import top_rows
 
 __all__ = ["ItemCF"]

@@ -1,4 +1,4 @@
-"""What the counting models share: events to distinct (user, item) pairs."""
+"""What the counting models share: events to distinct (user, item) pairs. Times are seconds."""
 
 from __future__ import annotations
 
