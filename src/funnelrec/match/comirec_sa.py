@@ -26,6 +26,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from funnelrec.core.batch import Batch
+from funnelrec.core.config import keeps_config
 from funnelrec.core.nn.attention import masked_softmax
 from funnelrec.core.nn.embedding import Table
 from funnelrec.core.schema import Spec
@@ -34,6 +35,7 @@ from funnelrec.core.shapes import FIRST_KNOWN, PADDING, UNKNOWN
 __all__ = ["ComiRecSA"]
 
 
+@keeps_config
 class ComiRecSA(nn.Module):
     """K vectors a user; an item's score is its best over them.
 
@@ -48,7 +50,7 @@ class ComiRecSA(nn.Module):
         embedding_dim: int = 64,
         num_interests: int = 4,
         max_len: int = 50,
-        penalty: float = 0.0,
+        penalty: int | float = 0.0,
     ) -> None:
         super().__init__()
         if num_interests < 1:

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from funnelrec.core.batch import Batch
+from funnelrec.core.config import keeps_config
 from funnelrec.core.interactions import DAY, Events, distinct_pairs
 from funnelrec.core.schema import Spec
 from funnelrec.core.shapes import FIRST_KNOWN
@@ -115,6 +116,7 @@ class _Pairs:
             event = part.stop
 
 
+@keeps_config
 class ItemCF(nn.Module):
     """`num_neighbours` kept of each item; `iuf`: active users count less; `half_life` (days) of two events' distance
     in time, and of a history item's age when the batch has `time` and `history_times`; `max_len` of a user's items."""
@@ -129,7 +131,7 @@ class ItemCF(nn.Module):
         *,
         num_neighbours: int = 100,
         iuf: bool = True,
-        half_life: float | None = None,
+        half_life: int | float | None = None,
         max_len: int = 500,
     ) -> None:
         super().__init__()

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from funnelrec.core.batch import Batch
+from funnelrec.core.config import keeps_config
 from funnelrec.core.interactions import DAY, Events, distinct_pairs
 from funnelrec.core.schema import Spec
 from funnelrec.core.shapes import FIRST_KNOWN
@@ -22,12 +23,13 @@ from funnelrec.match.index.topk import top_rows
 __all__ = ["Popularity"]
 
 
+@keeps_config
 class Popularity(nn.Module):
     """A user counts once per item, with the latest time. `half_life` in days; None counts all times alike."""
 
     scores: Tensor
 
-    def __init__(self, spec: Spec, *, half_life: float | None = None) -> None:
+    def __init__(self, spec: Spec, *, half_life: int | float | None = None) -> None:
         super().__init__()
         if half_life is not None and half_life <= 0:
             raise ValueError(f"half_life must be above 0 days or None, received {half_life}")

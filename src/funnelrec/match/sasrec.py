@@ -30,6 +30,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from funnelrec.core.batch import Batch
+from funnelrec.core.config import keeps_config
 from funnelrec.core.nn.embedding import Table
 from funnelrec.core.schema import Spec
 from funnelrec.core.shapes import FIRST_KNOWN, PADDING, UNKNOWN
@@ -113,6 +114,7 @@ class _Block(nn.Module):
         return torch.cat(out) if out else query  # (T, D)
 
 
+@keeps_config
 class SASRec(nn.Module):
     """One vector a user (K = 1): the state of the transformer at the newest item.
 
@@ -130,7 +132,7 @@ class SASRec(nn.Module):
         max_len: int = 200,
         num_layers: int = 2,
         num_heads: int = 1,
-        dropout: float = 0.1,
+        dropout: int | float = 0.1,
     ) -> None:
         super().__init__()
         if embedding_dim % num_heads:

@@ -17,13 +17,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from funnelrec.core.config import keeps_config
+
 __all__ = ["MMR"]
 
 
+@keeps_config
 class MMR:
     """`trade_off` is λ: 1 keeps the k best, 0 looks at novelty alone (after the best item)."""
 
-    def __init__(self, *, trade_off: float = 0.7) -> None:
+    def __init__(self, *, trade_off: int | float = 0.7) -> None:
         if not 0 <= trade_off <= 1:
             raise ValueError(f"trade_off must lie in [0, 1], received {trade_off}")
         self.trade_off = trade_off

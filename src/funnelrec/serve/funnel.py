@@ -34,6 +34,7 @@ from funnelrec.serve.store import Store
 __all__ = ["Funnel", "retriever_of"]
 
 LARGEST_EXACT = 200_000  #: items; an exact search of so many takes milliseconds, above it an index pays
+INDEX_CACHE = "index"
 FALLBACK_HALF_LIFE = 7.0  #: days; the fallback is what has been popular of late
 
 
@@ -56,6 +57,7 @@ class Funnel:
         max_len: int = 50,
         diversity_field: str | None = None,
         metrics: Mapping[str, Any] | None = None,
+        index_cache: Path | None = None,
     ) -> None:
         for module in (matcher, fallback, ranker):
             if module is not None:
@@ -64,7 +66,7 @@ class Funnel:
         self.matcher, self.fallback, self.ranker, self.reranker = matcher, fallback, ranker, reranker
         self.diversity_field = diversity_field
         self.metrics = dict(metrics or {})
-        retriever, vectors = retriever_of(matcher, fallback, store.spec.num_items)
+        retriever, vectors = retriever_of(matcher, fallback, store.spec.num_items, index_cache)
         self.pipeline = Pipeline(
             features=store.features,
             matcher=retriever,
@@ -245,6 +247,9 @@ class Funnel:
             **facts,
         }
         write_artifact(Path(folder), manifest, members)
+        index = getattr(self.pipeline.matcher, "index", None)
+        if isinstance(index, FaissIndex):  # a cache beside the artifact: the vectors are the truth
+            index.save(Path(folder) / INDEX_CACHE)
         return Path(folder)
 
     @classmethod
@@ -264,6 +269,7 @@ class Funnel:
             max_len=manifest["max_len"],
             diversity_field=manifest["diversity_field"],
             metrics=manifest["metrics"],
+            index_cache=Path(folder) / INDEX_CACHE,
         )
 
     def __repr__(self) -> str:
@@ -278,18 +284,25 @@ def _reason(request: Request, unknown_user: bool) -> str:
     return "unknown user" if unknown_user else "empty history"
 
 
-def retriever_of(model: Any, fallback: Matcher | None, num_items: int) -> tuple[Matcher, Tensor]:
+def retriever_of(
+    model: Any, fallback: Matcher | None, num_items: int, index_cache: Path | None = None
+) -> tuple[Matcher, Tensor]:
     """A model as a matcher that recommends, and the item vectors [N, D] (D = 0 where it has none).
 
-    Vectors are searched exactly up to `LARGEST_EXACT` items and by faiss above.
+    Vectors are searched exactly up to `LARGEST_EXACT` items and by faiss above, from `index_cache` where that fits.
     """
     if isinstance(model, VectorMatcher):
         vectors = item_vectors(model, num_items)
-        index = ExactIndex(vectors) if num_items <= LARGEST_EXACT else FaissIndex(vectors)
-        return VectorRetriever(model, index, fallback), vectors
+        return VectorRetriever(model, _index(vectors, index_cache), fallback), vectors
     if isinstance(model, Matcher):
         return model, torch.zeros(num_items, 0)
     raise ValueError(f"{type(model).__name__} is no matcher; it needs encode_users and encode_items, or recommend")
+
+
+def _index(vectors: Tensor, cache: Path | None) -> ExactIndex | FaissIndex:
+    if len(vectors) <= LARGEST_EXACT:
+        return ExactIndex(vectors)
+    return FaissIndex.load(cache, vectors) if cache is not None and cache.is_dir() else FaissIndex(vectors)
 
 
 def _categories(store: Store, field: str | None) -> Tensor:
@@ -307,13 +320,13 @@ def _described(model: Any) -> dict[str, Any]:
 
 
 def _weights(model: nn.Module) -> bytes:
-    from safetensors.torch import save  # noqa: PLC0415  (only when saving)
+    from safetensors.torch import save
 
     return save({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
 
 
 def _restored(entry: Mapping[str, Any], store: Store, weights: bytes | None) -> Any:
-    from safetensors.torch import load  # noqa: PLC0415  (only when loading)
+    from safetensors.torch import load
 
     cls = zoo.load(entry["name"])
     model = cls(store.spec, **entry["config"]) if entry["takes_spec"] else cls(**entry["config"])

@@ -87,7 +87,7 @@ class Store:
         flat = pl.Series("item", [str(i) for ids in lists for i in ids], dtype=pl.String)
         vocabulary = self.vocabularies[str(self.schema.item)]
         rows = torch.from_numpy(vocabulary.encode(flat)).long().clamp(min=UNKNOWN)
-        return list(rows.split([len(ids) for ids in lists]))
+        return list(torch.split(rows, [len(ids) for ids in lists]))
 
     def history_length(self, max_len: int) -> int:
         """Slots of a history that serve both the matcher and the ranker."""
@@ -171,7 +171,7 @@ class Store:
     # ---------------------------------------------------------------------------------------------------- on disk
     def to_members(self) -> tuple[dict[str, Any], dict[str, bytes]]:
         """(entries of the manifest, files). `from_members` is the inverse."""
-        from safetensors.torch import save  # noqa: PLC0415  (only when saving)
+        from safetensors.torch import save
 
         vocabularies = {name: f"vocabulary_{n:02d}.arrow" for n, name in enumerate(self.vocabularies)}
         members = {file: _arrow(self.vocabularies[name].to_arrow()) for name, file in vocabularies.items()}
@@ -196,7 +196,7 @@ class Store:
     @classmethod
     def from_members(cls, manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> Store:
         """Read what `to_members` wrote; the bytes were verified by `read_artifact`."""
-        from safetensors.torch import load  # noqa: PLC0415  (only when loading)
+        from safetensors.torch import load
 
         spec = Spec.from_dict(manifest["spec"])
         people = vocabulary_from_arrow(_table(members["people.arrow"]))
