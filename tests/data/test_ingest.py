@@ -347,6 +347,13 @@ def test_refusals(tmp_path: Path) -> None:
         read_table(tmp_path / "cut.csv.gz")
 
 
+@pytest.mark.parametrize("name", ["t.parquet", "t.arrow"])
+def test_damaged_binary_files(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"PAR1 this is none")
+    with pytest.raises(ValueError, match=r"^t\.\w+ is no (Parquet|Arrow) file, or a damaged one: .*; write it again$"):
+        read_table(tmp_path / name)
+
+
 def test_a_header_without_rows_is_an_empty_table() -> None:
     for data in (b"a,b", b"a,b\n", b"a,b\r\n\r\n"):
         table, account = read_delimited(data, file="x", columns={"a": "id", "b": "time"})

@@ -2,6 +2,7 @@
 
 The bytes go to NAME.part, are hashed on the way, fsynced, and renamed to NAME only when the SHA-256 is the expected
 one. So a file of that name is whole and right, and a process killed at any instant leaves at most a .part behind.
+The modules that speak to the network are imported when `fetch` is called, not before.
 """
 
 from __future__ import annotations
@@ -9,10 +10,6 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import os
-import urllib.error
-import urllib.parse
-import urllib.request
-from http.client import HTTPException, HTTPMessage
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +35,7 @@ def fetch(url: str, folder: Path | str, sha256: str, size: int, *, timeout: int 
     when the address is refused or not reached, and when size or SHA-256 differ: the file is then deleted.
     """
     _allowed(url)
-    name = Path(urllib.parse.urlsplit(url).path).name
+    name = Path(_parts(url)[2]).name
     if not name:
         raise DownloadError(f"the address must end in a file name, received {url}")
     folder = Path(folder)
@@ -57,22 +54,31 @@ def fetch(url: str, folder: Path | str, sha256: str, size: int, *, timeout: int 
             )
         part.replace(path)
         _sync_folder(folder)
-    except (OSError, HTTPException) as error:
-        raise DownloadError(
-            f"{url} cannot be fetched: {error}; try again or fetch the file by another way and pass its path"
-        ) from error
+    except OSError as error:
+        raise _unreachable(url, error) from error
     finally:
         part.unlink(missing_ok=True)
     return path
 
 
+def _unreachable(url: str, error: Exception) -> DownloadError:
+    return DownloadError(
+        f"{url} cannot be fetched: {error}; try again or fetch the file by another way and pass its path"
+    )
+
+
+def _parts(url: str) -> tuple[str, str, str]:
+    """Scheme, host and path."""
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.path
+
+
 def _allowed(url: str) -> None:
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme == "https" and parts.hostname:
-        return
-    if parts.scheme == "http" and parts.hostname and _is_loopback(parts.hostname):
-        return
-    raise DownloadError(f"only https addresses are fetched, received {url}")
+    scheme, host, _ = _parts(url)
+    if not (host and (scheme == "https" or (scheme == "http" and _is_loopback(host)))):
+        raise DownloadError(f"only https addresses are fetched, received {url}")
 
 
 def _is_loopback(host: str) -> bool:
@@ -82,30 +88,38 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect is held to the rule of the first address, before it is followed."""
+def _opener(url: str) -> Any:
+    """An opener that holds every redirect to the rule of the first address, before it is followed."""
+    from urllib.request import BaseHandler, HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
-    def redirect_request(
-        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: HTTPMessage, newurl: str
-    ) -> urllib.request.Request | None:
-        _allowed(newurl)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+    class CheckedRedirects(HTTPRedirectHandler):
+        def redirect_request(
+            self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+        ) -> Request | None:
+            _allowed(newurl)
+            return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+    handlers: list[BaseHandler] = [CheckedRedirects()]
+    if _is_loopback(_parts(url)[1]):
+        handlers.append(ProxyHandler({}))  # a proxy would look for its own loopback
+    return build_opener(*handlers)
 
 
 def _receive(url: str, part: Path, size: int, timeout: int | float) -> tuple[int, str]:
     """Write the answer to `part`, at most one byte more than `size`; bytes written and their SHA-256."""
-    handlers: list[urllib.request.BaseHandler] = [_CheckedRedirects()]
-    if _is_loopback(urllib.parse.urlsplit(url).hostname or ""):
-        handlers.append(urllib.request.ProxyHandler({}))  # a proxy would look for its own loopback
-    opener = urllib.request.build_opener(*handlers)
+    from http.client import HTTPException
+
     digest, received = hashlib.sha256(), 0
-    with opener.open(url, timeout=timeout) as answer, part.open("wb") as file:
-        while received <= size and (block := answer.read(min(BLOCK, size + 1 - received))):
-            file.write(block)
-            digest.update(block)
-            received += len(block)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with _opener(url).open(url, timeout=timeout) as answer, part.open("wb") as file:
+            while received <= size and (block := answer.read(min(BLOCK, size + 1 - received))):
+                file.write(block)
+                digest.update(block)
+                received += len(block)
+            file.flush()
+            os.fsync(file.fileno())
+    except HTTPException as error:  # a broken answer; what the system reports is an OSError
+        raise _unreachable(url, error) from error
     if received > size:
         raise DownloadError(f"{url} is larger than the {size:,} bytes that are due; it was deleted")
     return received, digest.hexdigest()

@@ -101,7 +101,7 @@ def read_table(
             data = _read_bytes(path)
             separator = "\t" if suffix in (".tsv", ".tab") else _separator_of(data)
             return read_delimited(data, file=path.name, separator=separator, columns=columns, max_bad_rows=max_bad_rows)
-        frame, file = (pl.read_parquet(path) if suffix in PARQUET_FILES else pl.read_ipc(path)), path.name
+        frame, file = _read_frame(path, suffix), path.name
     else:
         frame, file = _frame_of(source), "the data frame"
     return _typed(frame, file, columns, max_bad_rows, (), lambda rows: rows + 1)
@@ -172,6 +172,15 @@ def _read_bytes(path: Path) -> bytes:
             return bytes(stream.read())
     except OSError as error:
         raise ValueError(f"{path.name} cannot be decompressed, the file is damaged or cut off: {error}") from None
+
+
+def _read_frame(path: Path, suffix: str) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path) if suffix in PARQUET_FILES else pl.read_ipc(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        kind = "Parquet" if suffix in PARQUET_FILES else "Arrow"
+        cause = str(error).partition("\n")[0]
+        raise ValueError(f"{path.name} is no {kind} file, or a damaged one: {cause}; write it again") from error
 
 
 def _separator_of(data: bytes) -> str:
