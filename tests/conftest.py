@@ -18,3 +18,11 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no public data sets at {folder}; set FUNNELREC_DATA to their folder")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tensors this small lose more to waking threads than they gain, most of all beside other test processes."""
+    import torch  # after the hook above, and only where tests run
+
+    torch.set_num_threads(1)
