@@ -20,15 +20,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from funnelrec.core.config import keeps_config
+from funnelrec.core.schema import Spec
 
 __all__ = ["ControllableDiversity"]
 
 
 @keeps_config
 class ControllableDiversity:
-    """`diversity` is λ in units of the score: 0 keeps the k best; a very large one takes distinct categories first."""
+    """`diversity` is λ in units of the score: 0 keeps the k best; a very large one takes distinct categories first.
 
-    def __init__(self, *, diversity: int | float = 0.05) -> None:
+    `spec` is taken as every model takes it, and not needed.
+    """
+
+    def __init__(self, spec: Spec | None = None, *, diversity: int | float = 0.05) -> None:
         if diversity < 0:
             raise ValueError(f"diversity must be at least 0, received {diversity}")
         self.diversity = diversity

@@ -18,15 +18,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from funnelrec.core.config import keeps_config
+from funnelrec.core.schema import Spec
 
 __all__ = ["MMR"]
 
 
 @keeps_config
 class MMR:
-    """`trade_off` is λ: 1 keeps the k best, 0 looks at novelty alone (after the best item)."""
+    """`trade_off` is λ: 1 keeps the k best, 0 looks at novelty alone (after the best item).
 
-    def __init__(self, *, trade_off: int | float = 0.7) -> None:
+    `spec` is taken as every model takes it, and not needed.
+    """
+
+    def __init__(self, spec: Spec | None = None, *, trade_off: int | float = 0.7) -> None:
         if not 0 <= trade_off <= 1:
             raise ValueError(f"trade_off must lie in [0, 1], received {trade_off}")
         self.trade_off = trade_off
