@@ -115,8 +115,10 @@ class Pipeline:
         """The ranker's logits of every candidate of every user."""
         assert self.ranker is not None
         count, width = rows.shape
-        history, mask = batch.history[:, -self.max_len :], batch.mask[:, -self.max_len :]
-        times, history_ids = batch.history_times[:, -self.max_len :], self.features.history_ids(history)
+        # Slots that are padding for everyone cost as much as real ones, so only the longest history is kept.
+        length = min(self.max_len, max(1, int(batch.mask.sum(1).max())))
+        history, mask, times = (t[:, -length:] for t in (batch.history, batch.mask, batch.history_times))
+        history_ids = self.features.history_ids(history)
         users_at_once = max(1, RANKED_AT_ONCE // width)
         logits = []
         for start in range(0, count, users_at_once):

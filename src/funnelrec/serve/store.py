@@ -75,7 +75,7 @@ class Store:
     def persons(self, users: Sequence[int | str | None]) -> Int[Tensor, "B"]:
         """Rows of the histories; row 1, whose history is empty, for None and for strangers."""
         wanted = pl.Series("user", [None if u is None else str(u) for u in users], dtype=pl.String)
-        rows = torch.from_numpy(self.people.encode(wanted)).long()
+        rows = torch.tensor(self.people.encode(wanted), dtype=torch.int64)
         return rows.masked_fill(rows < FIRST_KNOWN, UNKNOWN)
 
     def user_rows(self, persons: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
@@ -86,7 +86,7 @@ class Store:
         """The rows of the items of each list; row 1 for an item that is not in the catalogue."""
         flat = pl.Series("item", [str(i) for ids in lists for i in ids], dtype=pl.String)
         vocabulary = self.vocabularies[str(self.schema.item)]
-        rows = torch.from_numpy(vocabulary.encode(flat)).long().clamp(min=UNKNOWN)
+        rows = torch.tensor(vocabulary.encode(flat), dtype=torch.int64).clamp(min=UNKNOWN)
         return list(torch.split(rows, [len(ids) for ids in lists]))
 
     def history_length(self, max_len: int) -> int:
@@ -127,9 +127,8 @@ class Store:
             if not wanted:
                 raise RequestError(f"the filter '{field}' needs at least one value; leave it out to allow all")
             rows = self.item_attribute(field)
-            codes = torch.from_numpy(
-                self.vocabularies[field].encode(pl.Series(field, [str(v) for v in wanted], dtype=pl.String))
-            ).long()
+            texts = pl.Series(field, [str(v) for v in wanted], dtype=pl.String)
+            codes = torch.tensor(self.vocabularies[field].encode(texts), dtype=torch.int64)
             if bool((codes < FIRST_KNOWN).any()):
                 missing = wanted[int((codes < FIRST_KNOWN).nonzero()[0])]
                 raise RequestError(f"no item has {field}={missing!r}; look at the catalogue for the values there are")
@@ -166,7 +165,7 @@ class Store:
         ids, numbers = encode_fields(
             pl.DataFrame(columns), self.schema.context, self.spec, self.vocabularies, self.transforms
         )
-        return torch.from_numpy(ids), torch.from_numpy(numbers)
+        return torch.tensor(ids), torch.tensor(numbers)
 
     # ---------------------------------------------------------------------------------------------------- on disk
     def to_members(self) -> tuple[dict[str, Any], dict[str, bytes]]:
