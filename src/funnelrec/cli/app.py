@@ -68,7 +68,7 @@ def demo(
     progress: Progress = True,
 ) -> None:
     """Build a small simulated world, train the whole funnel on it, and hold it against the truth."""
-    from funnelrec.cli.demo import run_demo  # noqa: PLC0415
+    from funnelrec.cli.demo import run_demo
 
     run_demo(out, seed=seed, users=users, items=items, progress=progress)
 
@@ -96,8 +96,8 @@ def fit(
     progress: Progress = True,
 ) -> None:
     """Train a funnel on your events, compare it with the baselines, and write it with its report."""
-    from funnelrec.cli.fit import Plan, fit_funnel  # noqa: PLC0415
-    from funnelrec.workflow import Training  # noqa: PLC0415
+    from funnelrec.cli.fit import Plan, fit_funnel
+    from funnelrec.workflow import Training
 
     training = Training(
         epochs=epochs, batch_size=batch_size, lr=lr, patience=patience, max_len=max_len, seed=seed, progress=progress
@@ -110,7 +110,7 @@ def fit(
 @app.command()
 def evaluate(folder: Annotated[Path, typer.Argument(help="A folder that `fit` or `demo` wrote.")]) -> None:
     """Measure a funnel again on the test part of the data it was fitted with."""
-    from funnelrec.cli.fit import evaluate_folder  # noqa: PLC0415
+    from funnelrec.cli.fit import evaluate_folder
 
     evaluate_folder(folder)
 
@@ -126,8 +126,8 @@ def recommend(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """Recommend for a user of the data, or for anyone with a history."""
-    from funnelrec.cli import show  # noqa: PLC0415
-    from funnelrec.serve.funnel import Funnel  # noqa: PLC0415
+    from funnelrec.cli import show
+    from funnelrec.serve.funnel import Funnel
 
     if user is None and history is None:
         raise ValueError("say for whom: --user ID, or --history ITEM,ITEM (newest last)")
@@ -147,8 +147,8 @@ def models(
     stage: Annotated[str | None, typer.Option(help="match, rank, rerank or encode.")] = None,
 ) -> None:
     """List the models, their papers and ideas."""
-    from funnelrec import zoo  # noqa: PLC0415
-    from funnelrec.cli import show  # noqa: PLC0415
+    from funnelrec import zoo
+    from funnelrec.cli import show
 
     show.models([zoo.summary(name) for name in zoo.names(stage)])
 
@@ -164,8 +164,8 @@ def prepare(
     max_bad_rows: BadRows = 0,
 ) -> None:
     """Encode tables into a memory-mapped dataset and account for every row."""
-    from funnelrec.cli import show  # noqa: PLC0415
-    from funnelrec.cli.fit import prepare_dataset  # noqa: PLC0415
+    from funnelrec.cli import show
+    from funnelrec.cli.fit import prepare_dataset
 
     tables = _load(events, items, users, schema, max_bad_rows)
     show.tables(tables)
@@ -174,7 +174,7 @@ def prepare(
 
 def _load(events: str, items: Path | None, users: Path | None, schema: Path | None, max_bad_rows: int) -> Any:
     """The tables of a path or of "source:path"."""
-    from funnelrec.data.sources import criteo, csv, frappe, movielens, simulate  # noqa: PLC0415
+    from funnelrec.data.sources import criteo, csv, frappe, movielens, simulate
 
     sources: dict[str, Any] = {
         "movielens": lambda path: movielens.load(path, variant="1m", max_bad_rows=max_bad_rows),
