@@ -44,18 +44,6 @@ def test_table_starts_small_with_a_zero_padding_row() -> None:
     assert not Table(5, 8, padding=False).weight[0].eq(0).any()
 
 
-def test_table_obeys_the_default_device_and_dtype() -> None:
-    with torch.device("meta"):
-        assert Table(5, 8).weight.is_meta
-    before = torch.get_default_dtype()
-    try:
-        torch.set_default_dtype(torch.float64)
-        assert Table(5, 8).weight.dtype is torch.float64
-    finally:
-        torch.set_default_dtype(before)
-    assert Table(5, 8).weight.dtype is torch.float32 and Table(5, 8).weight.is_leaf
-
-
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 @pytest.mark.parametrize("dense", [False, True])
 def test_gradient_touches_the_rows_of_the_batch_and_never_padding(dtype: torch.dtype, dense: bool) -> None:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -82,17 +81,6 @@ def _sparse_rows(rows: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
     return torch.sparse_coo_tensor(rows.unsqueeze(0), values, shape, is_coalesced=True, check_invariants=False)
 
 
-def _empty(rows: int, dim: int) -> Tensor:
-    """`torch.empty`, on huge pages where that is easy: numpy asks Linux for them from 4 MiB on, torch does not.
-
-    Random rows of a big table then miss the address cache less; a third of the table's cost per step
-    (docs/decisions/0001-sparse-gradients.md).
-    """
-    if torch.get_default_device().type == "cpu" and torch.get_default_dtype() is torch.float32:
-        return torch.from_numpy(np.empty((rows, dim), dtype=np.float32))
-    return torch.empty(rows, dim)
-
-
 class _LookUp(torch.autograd.Function):
     """weight[ids] whose gradient is sparse, with every row once and without the padding row."""
 
@@ -130,7 +118,7 @@ class Table(nn.Module):
         self.std = std
         self.padding = padding
         self.dense = dense
-        self.weight = nn.Parameter(_empty(rows, dim))
+        self.weight = nn.Parameter(torch.empty(rows, dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
