@@ -389,6 +389,11 @@ def _check_trainable(model: nn.Module, world: World, batch: Batch, what: str) ->
         assert gradient is None or gradient.isfinite().all(), f"{what}: the gradient of {name} is not finite"
 
 
+def built(cls: type[Any], spec: Spec) -> Any:
+    """A model with default arguments; a reranker reads no columns and so takes no spec."""
+    return cls(spec) if "spec" in inspect.signature(cls).parameters else cls()
+
+
 def config_of(cls: type[nn.Module]) -> dict[str, Any]:
     """The constructor's keyword arguments with their defaults: that signature is the model's configuration."""
     parameters = list(inspect.signature(cls).parameters.values())
@@ -426,9 +431,12 @@ def prepared(model: nn.Module, world: World) -> nn.Module:
 def check_overfits(model: nn.Module, world: World, *, steps: int = 300) -> None:
     """64 examples with random answers are learnt by heart: loss under 0.05.
 
-    Histories hold even item rows and targets are odd ones: a model that scores items by the vectors it reads them
-    with cannot put A above B after B and B above A after A, and need not.
+    A matcher gets histories of even item rows and odd targets, out of a large catalogue: a model that scores items by
+    the vectors it reads them with cannot put A above B after B and B above A after A, and one that only mixes the
+    vectors of the history cannot tell 64 users apart by a few items.
     """
+    if contract_of(model) == "vectors":
+        assert world.spec.num_items > 400, "a matcher needs a world of many items here"
     batch = world.batch(64, seed=11)
     if contract_of(model) == "vectors":
         g = torch.Generator().manual_seed(12)
