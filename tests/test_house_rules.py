@@ -56,6 +56,8 @@ def model_faults(source: str, allowed: set[str]) -> list[str]:
     model = model_class(tree)
     if model is None or model is not [n for n in tree.body if isinstance(n, ast.ClassDef)][-1]:
         return [*faults, "the model must be the last class of its file"]
+    if not any(isinstance(d, ast.Name) and d.id == "keeps_config" for d in model.decorator_list):
+        faults.append("the model lacks @keeps_config, so an artifact could not build it again")
     init = next((n for n in model.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
     if init is None:
         return faults
@@ -133,6 +135,7 @@ Eq. (1)  y = x   forward
 Differs: nothing
 """
 __all__ = ["X"]
+@keeps_config
 class X:
     def __init__(self, spec, *, dropout=0.1): ...
 '''
@@ -152,6 +155,7 @@ class X:
         ("spec, *,", "schema, *,", "'spec' first"),
         ("dropout=0.1", ", ".join(f"dropout{i}=0" for i in range(11)), "at most 10"),
         ("class X:", "class X: ...\nclass Helper:", "last class"),
+        ("@keeps_config\n", "", "lacks @keeps_config"),
     ],
 )
 def test_the_model_rules_catch_a_planted_fault(old: str, new: str, fault: str) -> None:

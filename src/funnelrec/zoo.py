@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ class Summary:
     idea: str
 
 
+@functools.cache
 def _docstring(path: Path) -> str:
     return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
 

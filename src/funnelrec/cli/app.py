@@ -23,11 +23,15 @@ app.add_typer(data_app, name="data")
 
 Events = Annotated[
     str,
-    typer.Argument(help="A table (CSV, Parquet, Arrow), or a source: movielens:PATH, movielens-100k, frappe:PATH, simulate."),
+    typer.Argument(
+        help="A table (CSV, Parquet, Arrow), or a source: movielens:PATH, movielens-100k, frappe:PATH, simulate."
+    ),
 ]
 Items = Annotated[Path | None, typer.Option(help="The items table.")]
 Users = Annotated[Path | None, typer.Option(help="The users table.")]
-SchemaFile = Annotated[Path | None, typer.Option("--schema", help="A schema as JSON; without it the columns are guessed.")]
+SchemaFile = Annotated[
+    Path | None, typer.Option("--schema", help="A schema as JSON; without it the columns are guessed.")
+]
 Split = Annotated[str, typer.Option(help="time: by global time; legacy: leave-last-out; ratio: random rows.")]
 BadRows = Annotated[int, typer.Option(min=0, help="How many bad rows to set aside before giving up.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")]
@@ -81,7 +85,9 @@ def fit(
     users: Users = None,
     schema: SchemaFile = None,
     split: Split = "time",
-    match: Annotated[str, typer.Option(help="Matchers to train, e.g. 'sasrec,comirec_sa(num_interests=4)'.")] = "sasrec",
+    match: Annotated[
+        str, typer.Option(help="Matchers to train, e.g. 'sasrec,comirec_sa(num_interests=4)'.")
+    ] = "sasrec",
     rank: Annotated[str, typer.Option(help="Rankers to train, or none.")] = "din",
     rerank: Annotated[str, typer.Option(help="The reranker, or none.")] = "diversity",
     diversity_field: Annotated[str | None, typer.Option(help="The item field that variety is measured on.")] = None,
@@ -200,5 +206,3 @@ def _filters(where: list[str]) -> dict[str, list[str]]:
             raise ValueError(f"a filter is written FIELD=VALUE or FIELD=VALUE,VALUE, received {text!r}")
         filters[field] = values.split(",")
     return filters
-
-

@@ -58,7 +58,13 @@ def recommendation(answer: Recommendation, *, as_json: bool = False, title: str 
     names = [n for n, v in answer.items[0].attributes.items() if isinstance(v, str | int | float | list)]
     names = names[:SHOWN_ATTRIBUTES] if answer.items else []
     rows = [
-        (str(place), str(r.item), *(_text(r.attributes.get(n)) for n in names), f"{r.score:.3f}", str(r.match_place + 1))
+        (
+            str(place),
+            str(r.item),
+            *(_text(r.attributes.get(n)) for n in names),
+            f"{r.score:.3f}",
+            str(r.match_place + 1),
+        )
         for place, r in enumerate(answer.items, 1)
     ]
     _grid(title, ("", "item", *names, "score", "place after match"), rows)

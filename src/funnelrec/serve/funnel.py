@@ -114,10 +114,10 @@ class Funnel:
         self,
         user: int | str | None = None,
         *,
-        history: Sequence[int | str] | None = None,
+        history: Sequence[Any] | None = None,
         k: int = 10,
         filters: Mapping[str, Any] | None = None,
-        diversity: float | None = None,
+        diversity: int | float | None = None,
         context: Mapping[str, Any] | None = None,
         exclude_seen: bool = True,
     ) -> Recommendation:
@@ -154,16 +154,29 @@ class Funnel:
         first = requests[0]
         batch, exclude, fallbacks = self._batch(requests)
         context_ids, context_numbers = self.store.encode_contexts([r.context or {} for r in requests])
-        ranked = self.pipeline.run(
-            batch,
-            first.k,
-            exclude=exclude if first.exclude_seen else None,
-            allowed=self.store.allowed(first.filters or {}),
-            context_ids=context_ids,
-            context_numbers=context_numbers,
-            reranker=self._reranker(first.diversity),
-        )
-        return [self._recommendation(ranked, i, fallbacks[i]) for i in range(len(requests))]
+        exclude = exclude if first.exclude_seen else exclude[:, :0]
+        allowed = self.store.allowed(first.filters or {})
+        answers: dict[int, Recommendation] = {}
+        known = [i for i, reason in enumerate(fallbacks) if reason is None]
+        if known:
+            rows = torch.tensor(known)
+            ranked = self.pipeline.run(
+                batch.select(rows),
+                first.k,
+                exclude=exclude[rows],
+                allowed=allowed,
+                context_ids=context_ids[rows],
+                context_numbers=context_numbers[rows],
+                reranker=self._reranker(first.diversity),
+            )
+            answers |= {i: self._recommendation(ranked, place, None) for place, i in enumerate(known)}
+        strangers = [i for i in range(len(requests)) if i not in answers]
+        if strangers:
+            rows = torch.tensor(strangers)
+            found, scores = self.fallback.recommend(batch.select(rows), first.k, exclude[rows], allowed)
+            ranked = Ranked(found, scores, scores, torch.arange(first.k).expand(len(strangers), -1))
+            answers |= {i: self._recommendation(ranked, place, fallbacks[i]) for place, i in enumerate(strangers)}
+        return [answers[i] for i in range(len(requests))]
 
     def _batch(self, requests: list[Request]) -> tuple[Batch, Tensor, list[str | None]]:
         """The batch of some requests, what each has seen, and the reason for a fallback where there is one."""
@@ -197,11 +210,13 @@ class Funnel:
         )
         return batch, exclude, fallbacks
 
-    def _reranker(self, diversity: float | None) -> Reranker | None:
+    def _reranker(self, diversity: int | float | None) -> Reranker | None:
         if diversity is None:
             return self.reranker
         if self.reranker is None:
-            raise RequestError("this funnel has no reranker, so 'diversity' cannot be set; fit it with --rerank diversity")
+            raise RequestError(
+                "this funnel has no reranker, so 'diversity' cannot be set; fit it with --rerank diversity"
+            )
         config = dict(getattr(self.reranker, "config"))  # noqa: B009  (every model of the zoo has one)
         if "diversity" not in config:
             raise RequestError(f"the reranker {type(self.reranker).__name__} has no knob 'diversity'; leave it out")
@@ -333,5 +348,3 @@ def _restored(entry: Mapping[str, Any], store: Store, weights: bytes | None) -> 
     if weights is not None:
         model.load_state_dict(load(weights))
     return model
-
-

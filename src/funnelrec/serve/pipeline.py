@@ -143,9 +143,7 @@ class Pipeline:
             logits.append(self.ranker(pairs).view(-1, width))
         return torch.cat(logits) if logits else rows.new_zeros(rows.shape, dtype=torch.float32)
 
-    def _rerank(
-        self, reranker: Reranker, rows: Tensor, scores: Tensor, order: Tensor, k: int
-    ) -> Int[Tensor, "B k"]:
+    def _rerank(self, reranker: Reranker, rows: Tensor, scores: Tensor, order: Tensor, k: int) -> Int[Tensor, "B k"]:
         """Places of the chosen items, a list at a time; the filler of a short list stays behind its real items."""
         chosen = order[:, :k].clone()
         for i, (row, score, places) in enumerate(zip(rows, scores, order, strict=True)):

@@ -25,10 +25,10 @@ class Request:
     """
 
     user: int | str | None = None
-    history: Sequence[int | str] | None = None
+    history: Sequence[Any] | None = None
     k: int = 10
     filters: Mapping[str, Any] | None = None
-    diversity: float | None = None
+    diversity: int | float | None = None
     context: Mapping[str, Any] | None = None
     exclude_seen: bool = True
 
@@ -45,9 +45,9 @@ class Request:
             raise RequestError(f"diversity must be 0 or a positive number, received {self.diversity!r}")
 
     @staticmethod
-    def _check_history(history: Sequence[int | str]) -> None:
-        if isinstance(history, str | bytes):
-            raise RequestError(f"a history is a list of item ids, newest last, received the text {history!r}")
+    def _check_history(history: Sequence[Any]) -> None:
+        if isinstance(history, str | bytes) or not isinstance(history, Sequence):
+            raise RequestError(f"a history is a list of item ids, newest last, received {history!r}")
         if len(history) > MAX_HISTORY:
             raise RequestError(f"a history has at most {MAX_HISTORY} items, received {len(history)}; send the newest")
         wrong = next((h for h in history if isinstance(h, bool) or not isinstance(h, int | str)), None)

@@ -57,7 +57,7 @@ class Store:
             raise ValueError("a funnel recommends items to users; this dataset is a plain table of rows without them")
         features = Features(dataset.spec, **{n: getattr(dataset.features, n).clone() for n in FEATURES})
         own = dataset.histories
-        histories = Histories(*(np.array(a) for a in (own.offsets, own.items, own.times)))
+        histories = Histories(*(a.clone().numpy() for a in (own.offsets, own.items, own.times)))
         return cls(
             schema=dataset.schema,
             spec=dataset.spec,
@@ -114,7 +114,8 @@ class Store:
         first = items[0].start
         ids = self.features.item_ids.numpy()
         return {
-            c.name: torch.from_numpy(unfuse(ids[:, c.start - first : c.stop - first], c).astype(np.int64)) for c in items
+            c.name: torch.from_numpy(unfuse(ids[:, c.start - first : c.stop - first], c).astype(np.int64))
+            for c in items
         }
 
     def allowed(self, filters: Mapping[str, Any]) -> Bool[Tensor, "N"] | None:
@@ -172,7 +173,7 @@ class Store:
         """(entries of the manifest, files). `from_members` is the inverse."""
         from safetensors.torch import save
 
-        vocabularies = {name: f"vocabulary_{n:02d}.arrow" for n, name in enumerate(self.vocabularies)}
+        vocabularies = {name: f"vocabulary_{n:02d}.arrow" for n, name in enumerate(sorted(self.vocabularies))}
         members = {file: _arrow(self.vocabularies[name].to_arrow()) for name, file in vocabularies.items()}
         members["people.arrow"] = _arrow(self.people.to_arrow())
         buffer = io.BytesIO()

@@ -1,0 +1,305 @@
+"""The funnel: the same answers after saving, a named fallback where nothing is known, no code in any file."""
+
+from __future__ import annotations
+
+import pickletools
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from funnelrec.core.schema import Category, Number, Schema
+from funnelrec.data.dataset import Dataset
+from funnelrec.data.tables import Tables
+from funnelrec.match.comirec_sa import ComiRecSA
+from funnelrec.match.item_cf import ItemCF
+from funnelrec.rank.din import DIN
+from funnelrec.rerank.diversity import ControllableDiversity
+from funnelrec.rerank.mmr import MMR
+from funnelrec.serve.artifact import ArtifactError
+from funnelrec.serve.funnel import Funnel
+from funnelrec.serve.request import Request, RequestError
+
+USERS, ITEMS, EVENTS = 30, 40, 600
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Some events of users whose ids are texts; the last of them ("late") comes after training ends."""
+    rng = np.random.default_rng(0)
+    events = pl.DataFrame(
+        {
+            "user": [f"u{u:02d}" for u in rng.integers(0, USERS, EVENTS)],
+            "item": rng.integers(100, 100 + ITEMS, EVENTS),
+            "time": np.sort(rng.integers(0, 10**6, EVENTS)),
+            "click": (rng.random(EVENTS) < 0.5).astype(np.int64),
+            "device": np.where(rng.random(EVENTS) < 0.5, "phone", "desktop"),
+        }
+    )
+    late = pl.DataFrame({"user": ["late"] * 3, "item": [100, 101, 102], "time": [10**6] * 3, "click": [1] * 3})
+    events = pl.concat([events, late.with_columns(pl.lit("phone").alias("device"))])
+    items = pl.DataFrame(
+        {
+            "item": np.arange(100, 100 + ITEMS),
+            "title": [f"Item {i}" for i in range(ITEMS)],
+            "kind": [("red", "green", "blue")[i % 3] for i in range(ITEMS)],
+            "price": rng.random(ITEMS),
+        }
+    )
+    schema = Schema(
+        user="user",
+        item="item",
+        time="time",
+        label="click",
+        context=(Category("device"),),
+        items=(Category("kind"), Number("price")),
+    )
+    return Dataset.build(Tables(events, schema, items=items), tmp_path_factory.mktemp("data") / "d")
+
+
+@pytest.fixture(scope="module")
+def funnel(dataset: Dataset) -> Funnel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        matcher = ComiRecSA(dataset.spec, embedding_dim=8, num_interests=2, max_len=20)
+        torch.nn.init.normal_(matcher.items.weight[2:])
+        ranker = DIN(dataset.spec, embedding_dim=4, hidden=(8,), attention_hidden=(8,))
+    return Funnel.build(
+        dataset,
+        matcher=matcher,
+        ranker=ranker,
+        reranker=ControllableDiversity(diversity=0.01),
+        diversity_field="kind",
+        candidates=25,
+        max_len=20,
+        metrics={"ndcg@10": 0.25},
+    )
+
+
+@pytest.fixture
+def saved(funnel: Funnel, tmp_path: Path) -> Path:
+    return funnel.save(tmp_path / "shop.funnel")
+
+
+QUESTIONS = [
+    Request(user="u03"),
+    Request(user="u11", k=5),
+    Request(user="late"),
+    Request(user="nobody"),
+    Request(history=[105, 106, 107]),
+    Request(history=["105", "106", "107"]),
+    Request(history=[]),
+    Request(history=[999, 998]),
+    Request(history=[999, 105]),
+    Request(user="u03", history=[105], context={"device": "phone"}),
+    Request(user="u03", filters={"kind": ["red", "blue"]}),
+    Request(user="u03", diversity=5.0),
+    Request(user="u03", exclude_seen=False, k=40),
+]
+
+
+def test_answers_are_the_same_after_saving(funnel: Funnel, saved: Path) -> None:
+    loaded = Funnel.load(saved)
+    assert loaded.recommend_many(QUESTIONS) == funnel.recommend_many(QUESTIONS)
+    assert loaded.metrics == {"ndcg@10": 0.25}
+
+
+def test_together_or_one_by_one_the_answers_are_the_same(funnel: Funnel) -> None:
+    for question, together in zip(QUESTIONS, funnel.recommend_many(QUESTIONS), strict=True):
+        alone = funnel.recommend_many([question])[0]
+        assert alone.ids == together.ids
+        assert alone.fallback == together.fallback
+        assert [r.score for r in alone.items] == pytest.approx([r.score for r in together.items], abs=1e-5)
+
+
+def test_saving_twice_gives_the_same_bytes(funnel: Funnel, tmp_path: Path) -> None:
+    a, b = funnel.save(tmp_path / "a"), funnel.save(tmp_path / "b")
+    assert {p.name: p.read_bytes() for p in a.iterdir()} == {p.name: p.read_bytes() for p in b.iterdir()}
+    before = {p.name for p in a.iterdir()}
+    Funnel.load(a).save(a)
+    assert {p.name for p in a.iterdir()} == before, "a loaded funnel saves what it was loaded from"
+
+
+@pytest.mark.parametrize(
+    ("question", "reason"),
+    [
+        (Request(user="u03"), None),
+        (Request(user="late"), None),  # whom training never saw, but the log did
+        (Request(user="nobody"), "unknown user"),
+        (Request(history=[]), "empty history"),
+        (Request(user="u03", history=[]), "empty history"),
+        (Request(history=[999, 998]), "unknown items"),
+        (Request(history=[999, 105]), None),
+    ],
+)
+def test_the_fallback_is_named(funnel: Funnel, question: Request, reason: str | None) -> None:
+    answer = funnel.recommend_many([question])[0]
+    assert answer.fallback == reason
+    assert len(answer.items) == 10
+
+
+def test_the_fallback_is_what_was_popular_of_late(dataset: Dataset) -> None:
+    funnel = Funnel.build(dataset, matcher=ItemCF(dataset.spec).fit(*dataset.positives("train")))
+    by_row = funnel.fallback.scores.clone()
+    best = dataset.item_vocabulary.decode(by_row.argsort(descending=True, stable=True)[:3].numpy())
+    assert funnel.recommend(user="nobody", k=3).ids == best.to_list()
+
+
+def test_items_seen_before_are_left_out_unless_asked_for(funnel: Funnel, dataset: Dataset) -> None:
+    person = dataset.people.encode(pl.Series(["u03"]))
+    seen = {int(r) for r in dataset.histories.seen(torch.tensor(person), torch.tensor([10**9]))[0] if r}
+    ids = set(dataset.item_vocabulary.decode(np.array(sorted(seen))).to_list())
+    assert ids
+    assert not ids & set(funnel.recommend("u03", k=40).ids)
+    assert ids & set(funnel.recommend("u03", k=40, exclude_seen=False).ids)
+    assert not {105, 106} & set(funnel.recommend(history=[105, 106], k=40).ids)
+
+
+def test_filters_are_honoured(funnel: Funnel) -> None:
+    answer = funnel.recommend("u03", k=40, filters={"kind": "red"})
+    assert answer.items
+    assert {r.attributes["kind"] for r in answer.items} == {"red"}
+    assert answer.items[0].attributes["title"].startswith("Item")
+
+
+def test_more_diversity_gives_more_kinds_at_the_top(funnel: Funnel) -> None:
+    plain, varied = (funnel.recommend("u03", k=6, diversity=d) for d in (0, 100.0))
+    assert [r.attributes["kind"] for r in varied.items[:3]] != [r.attributes["kind"] for r in plain.items[:3]]
+    assert len({r.attributes["kind"] for r in varied.items[:3]}) == 3
+    assert [r.score for r in plain.items] == sorted((r.score for r in plain.items), reverse=True)
+
+
+def test_the_ranker_decides_the_order(dataset: Dataset, funnel: Funnel) -> None:
+    alone = Funnel.build(dataset, matcher=funnel.matcher, max_len=20)
+    by_match = alone.recommend("u03", k=10)
+    assert [r.match_place for r in by_match.items] == list(range(10))
+    assert [r.score for r in by_match.items] == [r.match_score for r in by_match.items]
+    assert [r.match_place for r in funnel.recommend("u03", k=10).items] != list(range(10))
+
+
+def test_context_reaches_the_ranker(funnel: Funnel) -> None:
+    phone, desktop = (funnel.recommend("u03", context={"device": d}, diversity=0) for d in ("phone", "desktop"))
+    assert [r.score for r in phone.items] != [r.score for r in desktop.items]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "needs a user or a history"),
+        ({"user": "u03", "k": 0}, "k must be a whole number from 1 to 1000, received 0"),
+        ({"user": "u03", "k": 10**6}, "k must be"),
+        ({"user": "u03", "filters": {"colour": "red"}}, "no categorical item field is named 'colour'; there are"),
+        ({"user": "u03", "filters": {"kind": "pink"}}, "no item has kind='pink'"),
+        ({"user": "u03", "filters": {"kind": []}}, "needs at least one value"),
+        ({"user": "u03", "context": {"weather": "dry"}}, "no context field is named 'weather'; there are device"),
+        ({"user": "u03", "diversity": -1.0}, "diversity must be 0 or a positive number"),
+        ({"user": "u03", "diversity": float("nan")}, "diversity must be 0 or a positive number"),
+        ({"history": "105,106"}, "a list of item ids, newest last, received '105,106'"),
+        ({"history": [105, None]}, "an item of a history is a number or a text"),
+        ({"history": [1] * 10_001}, "at most 10000 items"),
+    ],
+)
+def test_a_wrong_request_says_what_is_wrong(funnel: Funnel, options: dict[str, object], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        funnel.recommend(**options)  # type: ignore[arg-type]
+
+
+def test_a_reranker_without_the_knob_says_so(dataset: Dataset, funnel: Funnel) -> None:
+    with pytest.raises(RequestError, match="has no reranker"):
+        Funnel.build(dataset, matcher=funnel.matcher).recommend("u03", diversity=1.0)
+    with pytest.raises(RequestError, match="MMR has no knob 'diversity'"):
+        Funnel.build(dataset, matcher=funnel.matcher, reranker=MMR()).recommend("u03", diversity=1.0)
+
+
+def test_models_that_are_not_of_the_zoo_are_refused_when_saving(dataset: Dataset, tmp_path: Path) -> None:
+    class Own(ItemCF):
+        """A model of the user's own."""
+
+    own = Own(dataset.spec).fit(*dataset.positives("train"))
+    with pytest.raises(ValueError, match="Own is not a model of the zoo"):
+        Funnel.build(dataset, matcher=own).save(tmp_path / "x")
+    with pytest.raises(ValueError, match="Linear is no matcher"):
+        Funnel.build(dataset, matcher=torch.nn.Linear(2, 2))
+
+
+def holds_pickle(content: bytes) -> bool:
+    """True for a stream that a pickle reader would follow to its end and that builds anything by name."""
+    try:
+        names = {opcode.name for opcode, _, _ in pickletools.genops(content)}
+    except (ValueError, IndexError, UnicodeDecodeError):
+        return False
+    return bool(names)
+
+
+def test_no_file_holds_pickle(saved: Path) -> None:
+    import pickle
+
+    assert holds_pickle(pickle.dumps({"a": [1, 2]})), "the check sees a pickle"
+    for path in saved.iterdir():
+        content = path.read_bytes()
+        assert not holds_pickle(content)
+        assert b"\x80\x04\x95" not in content, f"{path.name} holds the start of a pickle"
+
+
+LOAD_WATCHED = """
+import sys
+from funnelrec.serve.funnel import Funnel
+Funnel.load(sys.argv[1]).recommend(user="u03")          # everything is imported now
+def watch(event, args):
+    if event in ("pickle.find_class", "marshal.loads", "exec", "compile", "subprocess.Popen", "os.system"):
+        raise RuntimeError("forbidden: " + event)
+    if event.startswith("socket."):
+        raise RuntimeError("forbidden: " + event)
+sys.addaudithook(watch)
+if sys.argv[2] == "fault":
+    eval("1 + 1")
+print(len(Funnel.load(sys.argv[1]).recommend(user="u03").items))
+"""
+
+
+def test_loading_and_answering_execute_nothing_from_the_artifact(saved: Path) -> None:
+    def attempt(mode: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", LOAD_WATCHED, str(saved), mode]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    good, caught = attempt("plain"), attempt("fault")
+    assert (good.returncode, good.stdout.strip()) == (0, "10"), good.stderr
+    assert "forbidden: " in caught.stderr
+
+
+def flip(path: Path, place: int, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def refused(saved: Path, path: Path, place: int, bit: int) -> bool:
+    flip(path, place, bit)
+    try:
+        Funnel.load(saved)
+    except ArtifactError as error:
+        return path.name in str(error)
+    finally:
+        flip(path, place, bit)
+    return False
+
+
+def test_flipped_bits_of_a_real_artifact_are_refused(saved: Path) -> None:
+    rng = random.Random(0)
+    for path in sorted(saved.iterdir()):
+        size = path.stat().st_size
+        for place in [0, size - 1, *(rng.randrange(size) for _ in range(30))]:
+            assert refused(saved, path, place, rng.randrange(8)), f"{path.name}, byte {place}"
+    Funnel.load(saved)
+
+
+@pytest.mark.slow
+def test_every_flipped_bit_of_a_real_artifact_is_refused(saved: Path) -> None:
+    for path in sorted(saved.iterdir()):
+        for place in range(path.stat().st_size):
+            assert all(refused(saved, path, place, bit) for bit in range(8)), f"{path.name}, byte {place}"
