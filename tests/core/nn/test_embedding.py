@@ -173,6 +173,8 @@ def test_lookup_refuses_half_a_field() -> None:
     fields = FieldEmbedding(SPEC, 4)
     with pytest.raises(ValueError, match="do not hold whole fields"):
         fields.lookup(BATCH.ids[:, 2:5], slice(2, 5))
+    with pytest.raises(ValueError, match="the spec has 5 columns"):
+        fields.lookup(BATCH.ids, slice(4, 9))
     with pytest.raises(ValueError, match="hold 2 columns but columns 1:5 are 4"):
         fields.lookup(BATCH.ids[:, :2], SPEC.item_ids)
 

@@ -210,8 +210,10 @@ class FieldEmbedding(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)  # (B, F, D)
 
     def _categories(self, ids: Tensor, columns: slice | None = None) -> Tensor:
-        columns = slice(0, self._num_ids) if columns is None else columns
-        fields = _fields_between(self.spec, columns.start, columns.stop)
+        if columns is None:
+            columns, fields = slice(0, self._num_ids), self.spec.categories
+        else:
+            fields = _fields_between(self.spec, columns.start, columns.stop)
         width = columns.stop - columns.start
         if ids.shape[-1] != width:
             raise ValueError(f"ids hold {ids.shape[-1]} columns but columns {columns.start}:{columns.stop} are {width}")
@@ -234,9 +236,9 @@ class FieldEmbedding(nn.Module):
         return torch.cat(pieces, dim=-2)  # (..., F, D)
 
 
-def _fields_between(spec: Spec, start: int, stop: int) -> list[CategorySpec]:
+def _fields_between(spec: Spec, start: int, stop: int) -> tuple[CategorySpec, ...]:
     """The fields that lie in columns start..stop of `ids`."""
-    fields = [c for c in spec.categories if c.start < stop and c.stop > start]
-    if not 0 <= start < stop <= spec.num_ids or fields[0].start < start or fields[-1].stop > stop:
+    fields = tuple(c for c in spec.categories if c.start < stop and c.stop > start)
+    if not fields or fields[0].start != start or fields[-1].stop != stop:
         raise ValueError(f"columns {start}:{stop} do not hold whole fields; the spec has {spec.num_ids} columns of ids")
     return fields
