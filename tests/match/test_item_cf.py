@@ -166,7 +166,7 @@ def test_unknown_rows_do_not_count() -> None:
 
 
 def test_messages_name_what_was_received() -> None:
-    with pytest.raises(ValueError, match="at least 1, received 0 and 500"):
+    with pytest.raises(ValueError, match="at least 1, received 0 and 200"):
         ItemCF(SPEC, num_neighbours=0)
     with pytest.raises(ValueError, match="half_life must be above 0 days or None, received -1"):
         ItemCF(SPEC, half_life=-1.0)

@@ -96,5 +96,7 @@ def test_input_is_left_alone_and_the_contract_is_met() -> None:
     assert isinstance(ControllableDiversity(), Reranker)
     assert choose(0.5, candidates(3, 3, 0), 10) == algorithm_2(0.5, candidates(3, 3, 0), 10)
     assert choose(0.5, (torch.zeros(0), torch.zeros(0, 1, dtype=torch.int64), torch.zeros(0, 2)), 3) == []
+    uncategorised = data[0], torch.zeros(10, 0, dtype=torch.int64), data[2]
+    assert choose(0.5, uncategorised, 4) == choose(0.0, data, 4)
     with pytest.raises(ValueError, match=r"diversity must be at least 0, received -0\.1"):
         ControllableDiversity(diversity=-0.1)

@@ -132,7 +132,7 @@ class ItemCF(nn.Module):
         num_neighbours: int = 100,
         iuf: bool = True,
         half_life: int | float | None = None,
-        max_len: int = 500,
+        max_len: int = 200,
     ) -> None:
         super().__init__()
         if num_neighbours < 1 or max_len < 1:

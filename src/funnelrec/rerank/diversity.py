@@ -25,6 +25,22 @@ from funnelrec.core.schema import Spec
 __all__ = ["ControllableDiversity"]
 
 
+def _many_hot(categories: Int[Tensor, "C G"]) -> Float[Tensor, "C V"]:
+    """1 where a candidate has a category; column 0 stands for having none."""
+    values, column = torch.unique(categories, return_inverse=True)
+    hot = torch.zeros(len(categories), len(values) + 1, dtype=torch.float64)
+    hot.scatter_add_(1, column + 1, (categories != 0).double())
+    hot.clamp_(max=1.0)
+    hot[:, 0] = hot.sum(1) == 0
+    return hot
+
+
+def _sameness(hot: Float[Tensor, "C V"], counts: Float[Tensor, "C"], item: Int[Tensor, ""]) -> Float[Tensor, "C"]:
+    """1 − g(i, j) of every candidate and one item."""
+    common = hot @ hot[item]  # (C,)
+    return common / (counts + counts[item] - common)
+
+
 @keeps_config
 class ControllableDiversity:
     """`diversity` is λ in units of the score: 0 keeps the k best; a very large one takes distinct categories first.
@@ -42,27 +58,19 @@ class ControllableDiversity:
     ) -> Int[Tensor, "k"]:
         """Positions of the chosen candidates in the order chosen; ties to the earlier candidate. `vectors` is unused.
 
-        O(k C G²) time, O(C G) memory.
+        O(k C V) time, O(C V) memory, V the distinct categories of the candidates.
         """
         gain = scores.to(torch.float64)
         kept = min(k, len(gain))
         if self.diversity == 0:
             return gain.argsort(descending=True, stable=True)[:kept]
         gain = gain.clone()
-        real = categories != 0  # (C, G)
+        hot = _many_hot(categories)  # (C, V)
+        counts = hot.sum(1)
         chosen = torch.empty(kept, dtype=torch.int64, device=scores.device)
         for place in range(kept):
             best = gain.argmax()  # the first of equal ones
             chosen[place] = best
-            gain -= self.diversity * _sameness(categories, real, int(best))
+            gain -= self.diversity * _sameness(hot, counts, best)
             gain[best] = -torch.inf
         return chosen
-
-
-def _sameness(categories: Int[Tensor, "C G"], real: Tensor, item: int) -> Float[Tensor, "C"]:
-    """1 − g(i, j) of every candidate and one item."""
-    own = categories[item][real[item]]  # (g,)
-    counts = real.sum(1)
-    common = ((categories.unsqueeze(2) == own) & real.unsqueeze(2)).any(2).sum(1)  # (C, G, g) -> (C,)
-    union = counts + len(own) - common
-    return torch.where(union > 0, common / union.clamp(min=1), 1.0).to(torch.float64)  # two empty sets are the same
