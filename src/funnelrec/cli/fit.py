@@ -27,7 +27,7 @@ from funnelrec.workflow import (
     train_ranker,
 )
 
-__all__ = ["Plan", "evaluate_folder", "fit_funnel", "prepare_dataset"]
+__all__ = ["Plan", "evaluate_folder", "fit_funnel", "prepare_dataset", "trained"]
 
 SPLITS = {"time": GlobalTime, "legacy": LeaveLastOut, "ratio": Ratio}
 MATCH_BASELINES = {
@@ -95,7 +95,7 @@ def fit_funnel(tables: Tables, out: Path, plan: Plan, training: Training, *, spl
         matchers[choice.label] = model
         if result is not None:
             best_on_validation[choice.label] = float(result.best_metric or 0.0)
-            show.line(_trained(choice.label, result, "ndcg@10"))
+            show.line(trained(choice.label, result, "ndcg@10"))
     results = evaluate_matchers(matchers, dataset, max_len=training.max_len, attribute=field)
     show.report_table(report.match_table(results, baselines=list(MATCH_BASELINES)))
     report.slice_table(results)
@@ -129,13 +129,14 @@ def _fit_rankers(dataset: Dataset, plan: Plan, training: Training, out: Path, re
     for name, choice in {**RANK_BASELINES, **{c.label: c for c in plan.rank}}.items():
         rankers[name], result = train_ranker(dataset, choice, training, out / "work")
         best[name] = float(result.best_metric or 0.0)
-        show.line(_trained(name, result, "auc"))
+        show.line(trained(name, result, "auc"))
     results = evaluate_rankers(rankers, dataset, max_len=training.max_len)
     show.report_table(report.rank_table(results, baselines=list(RANK_BASELINES)))
     return rankers[max((c.label for c in plan.rank), key=best.__getitem__)]
 
 
-def _trained(name: str, result: Any, metric: str) -> str:
+def trained(name: str, result: Any, metric: str) -> str:
+    """One line on a training run."""
     minutes = result.seconds / 60
     return (
         f"{name}: {len(result.history)} epochs in {minutes:.1f} min, best epoch {result.best_epoch}, "

@@ -128,6 +128,36 @@ class RankResult:
     seconds: float
     means: Mapping[str, float] = field(default_factory=dict)
 
+    @classmethod
+    def of(
+        cls,
+        logits: Float[np.ndarray, "n"],
+        labels: Float[np.ndarray, "n"],
+        user: Int[np.ndarray, "n"] | None,
+        *,
+        split: str = "",
+        seconds: float = 0.0,
+        bins: int = 15,
+    ) -> RankResult:
+        """Measure given scores, e.g. those of an oracle; `bins` of the calibration error.
+
+        Raises ValueError for labels other than 0 and 1, or logits that are not finite.
+        """
+        if not np.isfinite(logits).all():
+            raise ValueError(
+                f"{int((~np.isfinite(logits)).sum())} of {logits.size} logits are not finite; mend the model"
+            )
+        means = {
+            "auc": metrics.auc(labels, logits),
+            "log_loss": metrics.log_loss(labels, logits),
+            "normalised_entropy": metrics.normalised_entropy(labels, logits),
+            "ece": metrics.ece(labels, metrics.sigmoid(logits), bins),
+        }
+        if user is not None:
+            means["gauc"] = metrics.gauc(labels, logits, user)
+        queries = _digest(labels) if user is None else _digest(labels, user)
+        return cls(logits, labels, user, queries, split, seconds, means)
+
     @property
     def probabilities(self) -> Float[np.ndarray, "n"]:
         """Predicted probabilities, float64 [n]."""
@@ -396,20 +426,14 @@ def evaluate_ranker(
                 users.append(batch.user.cpu().numpy().astype(np.int64))
     if not logits:
         raise ValueError("no batches to score; is this part of the split empty?")
-    logit, label = np.concatenate(logits), np.concatenate(labels)
-    user = np.concatenate(users) if users else None
-    if not np.isfinite(logit).all():
-        raise ValueError(f"{int((~np.isfinite(logit)).sum())} of {logit.size} logits are not finite; mend the model")
-    means = {
-        "auc": metrics.auc(label, logit),
-        "log_loss": metrics.log_loss(label, logit),
-        "normalised_entropy": metrics.normalised_entropy(label, logit),
-        "ece": metrics.ece(label, metrics.sigmoid(logit), bins),
-    }
-    if user is not None:
-        means["gauc"] = metrics.gauc(label, logit, user)
-    digest = _digest(label) if user is None else _digest(label, user)
-    return RankResult(logit, label, user, digest, split or _split_of(batches), time.perf_counter() - began, means)
+    return RankResult.of(
+        np.concatenate(logits),
+        np.concatenate(labels),
+        np.concatenate(users) if users else None,
+        split=split or _split_of(batches),
+        seconds=time.perf_counter() - began,
+        bins=bins,
+    )
 
 
 # --------------------------------------------------------------------------------------------------- comparison
