@@ -243,7 +243,7 @@ def _subtract(parameter: Tensor, rows: Tensor | None, change: Tensor, rate: floa
     if rows is None:
         parameter.add_(change, alpha=-rate)
     else:
-        # the rows are distinct; index_add_, which must allow repeated ones, takes up to twice as long on CPU
+        # the rows are distinct; index_add_, which must allow repeated ones, takes about twice as long on CPU
         parameter.index_copy_(0, rows, parameter.index_select(0, rows).sub_(change, alpha=rate))
 
 
