@@ -32,7 +32,9 @@ __all__ = [
     "shared_negatives_cross_entropy",
 ]
 
-CHUNK_BYTES = 8 * 2**20  #: of logits alive at a time; what fits the last-level cache is fastest
+CHUNK_BYTES = 4 * 2**20  #: of logits alive at a time: they stay in the cache between the passes over them
+WIDE_ROWS, WIDE_BYTES = 128, 32 * 2**20  #: large catalogues: this many rows a chunk, else the gradient's traffic costs
+LOG2_E = math.log2(math.e)
 SAFE_LOGIT = 50.0  #: exp(±50) and sums of a billion of them are far from the limits of float32
 
 
@@ -260,19 +262,21 @@ class _LogSumExp(torch.autograd.Function):
         share: float,
     ) -> Tensor:
         count, columns = len(users), len(items)
-        step = max(1, min(count, CHUNK_BYTES // (columns * users.element_size())))
+        step = min(count, _chunk_rows(columns * users.element_size()))
         safe = _exponentials_are_safe(users, items, bias, own)
         need_users, need_items, _, need_own, *_ = ctx.needs_input_grad
         grad_users = torch.empty_like(users) if need_users else None
         grad_items = torch.zeros_like(items) if need_items else None
         sums, tops = users.new_empty(count), users.new_zeros(count)
         buffer = users.new_empty(step, columns)
+        scale = LOG2_E if safe else 1.0  # exp(x) = 2^(x log2 e), and exp2 takes a third of the time of exp
+        scaled = users * scale
+        shift = None if bias is None else bias * scale
         for start in range(0, count, step):
             stop = min(start + step, count)
-            u = users[start:stop]
-            e = torch.mm(u, items.T, out=buffer[: stop - start])  # (step, N)
-            if bias is not None:
-                e.add_(bias)
+            e = torch.mm(scaled[start:stop], items.T, out=buffer[: stop - start])  # (step, N)
+            if shift is not None:
+                e.add_(shift)
             if hits is not None:
                 first, last = torch.searchsorted(hits[0], torch.tensor([start, stop], device=e.device)).tolist()
                 e[hits[0][first:last] - start, hits[1][first:last]] = -torch.inf
@@ -280,14 +284,14 @@ class _LogSumExp(torch.autograd.Function):
                 top = e.amax(1) if own is None else torch.maximum(e.amax(1), own[start:stop])
                 tops[start:stop] = top
                 e.sub_(top.unsqueeze(1))
-            e.exp_()
+            e = e.exp2_() if safe else e.exp_()
             z = torch.sum(e, 1, out=sums[start:stop])
             if own is not None:
                 z.add_((own[start:stop] - tops[start:stop]).exp())
             if grad_users is not None:
                 torch.mm(e, items, out=grad_users[start:stop])
             if grad_items is not None:
-                grad_items.addmm_(e.T, u / (z * count).unsqueeze(1))
+                grad_items.addmm_(e.T, users[start:stop] / (z * count).unsqueeze(1))
         logs = sums.log().add_(tops)
         weight = (sums * count).reciprocal_()  # (P,)
         if grad_users is not None:
@@ -318,6 +322,11 @@ class _LogSumExp(torch.autograd.Function):
 def _mean_log_sum_exp(*arguments: Any) -> Tensor:
     total: Tensor = _LogSumExp.apply(*arguments)  # type: ignore[no-untyped-call]
     return total
+
+
+def _chunk_rows(row_bytes: int) -> int:
+    """Rows of logits to hold at a time."""
+    return max(1, CHUNK_BYTES // row_bytes, min(WIDE_ROWS, WIDE_BYTES // row_bytes) if CHUNK_BYTES > 2**20 else 1)
 
 
 def _exponentials_are_safe(users: Tensor, items: Tensor, bias: Tensor | None, own: Tensor | None) -> bool:
