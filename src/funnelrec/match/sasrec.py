@@ -42,18 +42,15 @@ GROUPS = 8  #: groups of similar length that attention works on one after the ot
 
 @dataclass(frozen=True)
 class _Group:
-    """Examples of similar length: items start..stop of the packed order, padded to `longest` for attention."""
+    """Examples of similar length, next to one another in the packed order; padded to `longest` for attention."""
 
-    start: int
-    stop: int
     examples: int
     longest: int
-    slots: Tensor  # int64 [stop - start]: where each item stands in the flattened [examples, longest]
+    slots: Tensor  # int64 [t]: where each item stands in the flattened [examples, longest]
 
-    def spread(self, x: Float[Tensor, "T D"], heads: int) -> Float[Tensor, "b H l d"]:
+    def spread(self, x: Float[Tensor, "t D"], heads: int) -> Float[Tensor, "b H l d"]:
         """The packed items of this group as left-aligned histories, split into heads."""
-        grid = x.new_zeros(self.examples * self.longest, x.shape[1])
-        grid = grid.index_copy(0, self.slots, x[self.start : self.stop])
+        grid = x.new_zeros(self.examples * self.longest, x.shape[1]).index_copy(0, self.slots, x)
         return grid.view(self.examples, self.longest, heads, -1).transpose(1, 2)
 
     def collect(self, x: Float[Tensor, "b H l d"]) -> Float[Tensor, "t D"]:
@@ -79,7 +76,7 @@ class _Packed:
             start, stop, longest = ends[first], ends[last], lengths[last - 1]
             if stop > start:
                 slots = (row[start:stop] - first) * longest + rank[start:stop]
-                self.groups.append(_Group(start, stop, last - first, longest, slots))
+                self.groups.append(_Group(last - first, longest, slots))
         final = rank == counts[row] - 1
         self.newest, self.newest_example = final.nonzero().squeeze(1), self.example[final]
 
@@ -107,8 +104,11 @@ class _Block(nn.Module):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, packed: _Packed) -> Tensor:
         """Eq. (2). Histories stand left-aligned inside a group, so the causal rule alone keeps padding out."""
         out = []
-        for group in packed.groups:
-            q, k, v = (group.spread(x, self.num_heads) for x in (query, key, value))  # (b, H, l, D / H)
+        sizes = [
+            len(group.slots) for group in packed.groups
+        ]  # split, since the backward of slices fills zeros each time
+        for group, *parts in zip(packed.groups, *(torch.split(x, sizes) for x in (query, key, value)), strict=True):
+            q, k, v = (group.spread(x, self.num_heads) for x in parts)  # (b, H, l, D / H)
             attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
             out.append(group.collect(attended))
         return torch.cat(out) if out else query  # (T, D)
