@@ -104,9 +104,8 @@ class _Block(nn.Module):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, packed: _Packed) -> Tensor:
         """Eq. (2). Histories stand left-aligned inside a group, so the causal rule alone keeps padding out."""
         out = []
-        sizes = [
-            len(group.slots) for group in packed.groups
-        ]  # split, since the backward of slices fills zeros each time
+        sizes = [len(group.slots) for group in packed.groups]
+        # split and not sliced: the backward of every slice would fill a tensor of all T items with zeros
         for group, *parts in zip(packed.groups, *(torch.split(x, sizes) for x in (query, key, value)), strict=True):
             q, k, v = (group.spread(x, self.num_heads) for x in parts)  # (b, H, l, D / H)
             attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
