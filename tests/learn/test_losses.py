@@ -80,12 +80,9 @@ def test_any_shape_and_any_chunk(p: int, n: int, d: int, chunk: int, seed: int, 
     target = torch.randint(0, n, (p,), generator=torch.Generator().manual_seed(seed))
     if not (target >= 2).any():
         target[0] = 2
-    before = losses.CHUNK_BYTES
-    try:
-        losses.CHUNK_BYTES = chunk
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "_chunk_rows", lambda row_bytes: max(1, chunk // row_bytes))
         ours = gradients(lambda u, e: linear_cross_entropy(u, e, target), users, items)
-    finally:
-        losses.CHUNK_BYTES = before
     real = torch.where(target >= 2, target, 0)
     theirs = gradients(lambda u, e: plain(u, e, real), users, items)
     for a, b in zip(ours, theirs, strict=True):
@@ -144,6 +141,11 @@ def test_options_out_of_range(options: dict[str, float], message: str) -> None:
         linear_cross_entropy(normal(2, 3), normal(9, 3), torch.tensor([2, 3]), **options)
 
 
+@pytest.mark.parametrize(("items", "rows"), [(3_418, 306), (50_000, 128), (1_000_000, 8), (20_000_000, 1)])
+def test_chunks_stay_within_their_megabytes(items: int, rows: int) -> None:
+    assert losses._chunk_rows(4 * items) == rows
+
+
 # ---- shared negatives ----
 
 
@@ -177,9 +179,8 @@ def test_shared_negatives_against_the_plain_form(
     target, rows = (torch.randint(2, 12, (n,), generator=generator) for n in (p, s))  # many accidental hits
     q = torch.rand(12, generator=generator, dtype=torch.float64).log()
     corrections = (q[target], q[rows]) if log_q else (None, None)
-    before = losses.CHUNK_BYTES
-    try:
-        losses.CHUNK_BYTES = chunk
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "_chunk_rows", lambda row_bytes: max(1, chunk // row_bytes))
         ours = gradients(
             lambda u, y, e: shared_negatives_cross_entropy(
                 u, y, e, target, rows, target_log_q=corrections[0], negative_log_q=corrections[1]
@@ -188,8 +189,6 @@ def test_shared_negatives_against_the_plain_form(
             positives,
             negatives,
         )
-    finally:
-        losses.CHUNK_BYTES = before
     theirs = gradients(lambda u, y, e: plain_shared(u, y, e, target, rows, *corrections), users, positives, negatives)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)

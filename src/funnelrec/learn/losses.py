@@ -326,7 +326,7 @@ def _mean_log_sum_exp(*arguments: Any) -> Tensor:
 
 def _chunk_rows(row_bytes: int) -> int:
     """Rows of logits to hold at a time."""
-    return max(1, CHUNK_BYTES // row_bytes, min(WIDE_ROWS, WIDE_BYTES // row_bytes) if CHUNK_BYTES > 2**20 else 1)
+    return max(1, CHUNK_BYTES // row_bytes, min(WIDE_ROWS, WIDE_BYTES // row_bytes))
 
 
 def _exponentials_are_safe(users: Tensor, items: Tensor, bias: Tensor | None, own: Tensor | None) -> bool:
