@@ -7,7 +7,7 @@ import sys
 
 def main() -> None:
     """Run the command line; a mistake is one line on standard error and exit code 2 (`--debug` shows the traceback)."""
-    from funnelrec.cli.app import run  # noqa: PLC0415  (so that `python -m funnelrec` is light to import)
+    from funnelrec.cli.app import run
 
     sys.exit(run(sys.argv[1:]))
 

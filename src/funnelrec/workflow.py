@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from funnelrec import zoo
 from funnelrec.core.batch import Batch
 from funnelrec.core.contracts import Matcher, Reranker, VectorMatcher
+from funnelrec.core.nn.embedding import Table
 from funnelrec.data.batches import Batches
 from funnelrec.data.dataset import Dataset
 from funnelrec.data.examples import Impressions, NextItem, Queries
@@ -34,7 +35,7 @@ from funnelrec.data.split import Part
 from funnelrec.evaluate.protocol import MatchResult, RankResult, evaluate_matcher, evaluate_ranker
 from funnelrec.learn.fit import FitResult, fit
 from funnelrec.learn.losses import BCE, FullSoftmax, Loss, SampledSoftmax
-from funnelrec.learn.samplers import Popularity as PopularitySampler
+from funnelrec.learn.samplers import Popularity
 from funnelrec.serve.funnel import Funnel, retriever_of
 from funnelrec.serve.pipeline import Pipeline
 
@@ -44,6 +45,8 @@ __all__ = [
     "evaluate_matchers",
     "evaluate_rankers",
     "evaluate_stages",
+    "holds_impressions",
+    "match_loss",
     "train_matcher",
     "train_ranker",
 ]
@@ -70,9 +73,9 @@ class Choice:
         except SyntaxError:
             raise wrong from None
         arguments: dict[str, Any] = {}
-        if isinstance(node, ast.Call) and not node.args:
+        if isinstance(node, ast.Call) and not node.args and all(k.arg is not None for k in node.keywords):
             try:
-                arguments = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords if k.arg is not None}
+                arguments = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
             except ValueError:
                 raise wrong from None
             node = node.func
@@ -104,7 +107,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """How to train. What is None is chosen by the kind of model (`_match_defaults`, `_rank_defaults`)."""
+    """How to train. What is None is chosen by the kind of model (`train_matcher`, `train_ranker`)."""
 
     epochs: int | None = None
     batch_size: int | None = None
@@ -144,7 +147,7 @@ def train_matcher(
     result = _fit(
         model,
         Batches(examples, training.batch_size or 1, shuffle=True, seed=training.seed),
-        _match_loss(model, dataset),
+        match_loss(model, dataset),
         training,
         validate=lambda: validation_metrics(model, dataset, max_len),
         metric="ndcg@10",
@@ -153,15 +156,21 @@ def train_matcher(
     return model, result
 
 
-def _match_loss(model: Any, dataset: Dataset) -> Loss:
-    """The softmax over the whole catalogue where that is affordable."""
-    if dataset.spec.num_items > LARGEST_FULL_SOFTMAX:
-        counts = torch.from_numpy(dataset.train_item_counts)
-        return SampledSoftmax(SAMPLED_NEGATIVES, sampler=PopularitySampler(counts, alpha=0.75))
+def match_loss(model: nn.Module, dataset: Dataset, largest: int = LARGEST_FULL_SOFTMAX) -> Loss:
+    """The softmax over the whole catalogue up to `largest` items, above that over a sample by popularity.
+
+    Sets the model's tables to the kind of gradient that suits the loss: where every row gets one, a dense one is
+    cheaper.
+    """
+    full = dataset.spec.num_items <= largest
     for module in model.modules():
-        if hasattr(module, "dense"):
-            module.dense = True  # every row gets a gradient anyway, and a sparse one costs more
-    return FullSoftmax()
+        if isinstance(module, Table):
+            module.dense = full
+    if full:
+        return FullSoftmax()
+    return SampledSoftmax(
+        SAMPLED_NEGATIVES, sampler=Popularity(torch.from_numpy(dataset.train_item_counts), alpha=0.75)
+    )
 
 
 def validation_metrics(model: VectorMatcher, dataset: Dataset, max_len: int) -> dict[str, float]:
@@ -233,7 +242,7 @@ def _impressions(dataset: Dataset, part: Part, model: nn.Module, max_len: int) -
 def train_ranker(
     dataset: Dataset, choice: Choice, training: Training, folder: Path | None = None
 ) -> tuple[nn.Module, FitResult]:
-    """A ranker trained on the training part's impressions by cross-entropy; AUC on the validation part chooses the epoch.
+    """A ranker trained on the impressions by cross-entropy; AUC on the validation part chooses the epoch.
 
     Where the log holds only what was taken, each event is set against `NEGATIVES` items drawn by popularity.
     """

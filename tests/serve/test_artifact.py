@@ -113,7 +113,7 @@ def test_a_link_in_place_of_a_member_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_and_a_missing_folder_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="is not a funnel: it has no funnel.json"):
+    with pytest.raises(ArtifactError, match=r"is not a funnel: it has no funnel\.json"):
         read_artifact(tmp_path)
     write_artifact(tmp_path, {}, SMALL)
     rewritten(tmp_path, format=2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 
@@ -43,13 +42,9 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     try:
-        code = app(arguments, standalone_mode=False)
-        return code if isinstance(code, int) else 0
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except (click.Abort, KeyboardInterrupt):
-        return 130
+        app(arguments)
+    except SystemExit as done:  # how typer ends, also after it showed what was wrong with the words
+        return int(done.code or 0)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if debug:
             raise
@@ -61,6 +56,7 @@ def run(arguments: list[str]) -> int:
             raise
         Console(stderr=True, highlight=False).print(f"funnelrec: {error}", markup=False)
         return int(exit_code)
+    return 0
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The table of models in the README, made from the models' own docstrings: `python -m funnelrec.cli.models_table README.md`."""
+"""The README's table of models, made from their docstrings: `python -m funnelrec.cli.models_table README.md`."""
 
 from __future__ import annotations
 

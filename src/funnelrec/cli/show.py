@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["console", "dataset", "line", "models", "recommendation", "report_table", "tables"]
 
-console = Console(highlight=False)
+WIDTH = 160  #: columns when nobody watches: a pipe or a file
+console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 SHOWN_ATTRIBUTES = 4
 
 
@@ -31,7 +33,7 @@ def line(text: str) -> None:
 def _grid(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str]], right: bool = False) -> None:
     table = Table(title=title, title_justify="left", header_style="bold", title_style="bold", box=None, pad_edge=False)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if right and number else "left", overflow="fold")
+        table.add_column(column, justify="right" if right and number else "left", no_wrap=right)
     for row in rows:
         table.add_row(*row)
     console.print(table)
@@ -67,7 +69,7 @@ def recommendation(answer: Recommendation, *, as_json: bool = False, title: str 
         )
         for place, r in enumerate(answer.items, 1)
     ]
-    _grid(title, ("", "item", *names, "score", "place after match"), rows)
+    _grid(title, ("", "item", *names, "score", "place by match"), rows)
     if answer.fallback is not None:
         line(f"(recently popular items: {answer.fallback})")
     if not answer.items:

@@ -34,7 +34,8 @@ def keeps_config(cls: Class) -> Class:
             config = json.loads(json.dumps(arguments, allow_nan=False))
         except (TypeError, ValueError):
             raise ValueError(
-                f"the arguments of {cls.__name__} must be numbers, words, booleans or lists of them, received {arguments}"
+                f"the arguments of {cls.__name__} must be numbers, words, booleans or lists of them, "
+                f"received {arguments}"
             ) from None
         init(self, *args, **kwargs)
         self.config = config

@@ -1,0 +1,153 @@
+"""The command line: what it prints, and one line with exit code 2 for every mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from funnelrec.cli.app import run
+from funnelrec.data.sources import simulate
+from funnelrec.serve.funnel import Funnel
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with events.csv, items.csv and a funnel fitted on them by the command line."""
+    folder = tmp_path_factory.mktemp("shop")
+    world = simulate.load(users=60, items=80, events=4000)
+    world.tables.events.write_csv(folder / "events.csv")
+    world.tables.items.write_csv(folder / "items.csv")
+    words = f"fit {folder}/events.csv --items {folder}/items.csv"
+    assert (
+        run([*words.split(), "--rank", "deepfm", "--epochs", "2", "--no-progress", "--diversity-field", "style"]) == 0
+    )
+    return folder
+
+
+def test_fit_writes_a_funnel_and_a_report(shop: Path) -> None:
+    report = (shop / "shop.funnel" / "report" / "report.md").read_text()
+    for name in (
+        "sasrec",
+        "item_cf",
+        "popularity",
+        "recent popularity",
+        "deepfm",
+        "logistic_regression",
+        "match → rank",
+    ):
+        assert name in report
+    assert "±" in report
+    funnel = Funnel.load(shop / "shop.funnel")
+    assert funnel.metrics["match → rank → rerank"]["ndcg@10"] >= 0
+
+
+def test_recommend_for_a_user_and_for_a_stranger(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(shop / "shop.funnel")
+    assert run(["recommend", folder, "--user", "7", "--json", "-k", "4"]) == 0
+    by_user = json.loads(capsys.readouterr().out)
+    assert len(by_user["items"]) == 4
+    assert by_user["items"] == json.loads(json.dumps(asdict_items(Funnel.load(folder).recommend("7", k=4))))
+    assert run(["recommend", folder, "--history", "12,5,31", "--where", "category=sea,sky"]) == 0
+    assert "place by match" in capsys.readouterr().out
+    assert run(["recommend", folder, "--user", "nobody"]) == 0
+    assert "(recently popular items: unknown user)" in capsys.readouterr().out
+
+
+def asdict_items(answer: object) -> list[dict[str, object]]:
+    import dataclasses
+
+    return [dataclasses.asdict(r) for r in answer.items]  # type: ignore[attr-defined]
+
+
+def test_evaluate_gives_the_figures_that_fit_stored(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["evaluate", str(shop / "shop.funnel")]) == 0
+    stored = Funnel.load(shop / "shop.funnel").metrics["match"]["recall@50"]
+    assert f"{stored:.4f}" in capsys.readouterr().out
+
+
+def test_models_lists_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["models"]) == 0
+    everything = capsys.readouterr().out
+    assert all(name in everything for name in ("match/sasrec", "rank/din", "rerank/mmr"))
+    assert run(["models", "--stage", "rank"]) == 0
+    assert "match/sasrec" not in capsys.readouterr().out
+
+
+def test_prepare_accounts_for_every_row(shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (shop / "events.csv").read_text().splitlines()
+    lines[5] = lines[5].replace(lines[5].split(",")[2], "yesterday", 1)
+    (tmp_path / "bad.csv").write_text("\n".join(lines) + "\n")
+    out = str(tmp_path / "d")
+    assert run(["data", "prepare", str(tmp_path / "bad.csv"), "-o", out]) == 2
+    error = capsys.readouterr().err
+    assert "bad.csv:6" in error
+    assert "time" in error
+    assert "max_bad_rows" in error
+    assert run(["data", "prepare", str(tmp_path / "bad.csv"), "-o", out, "--max-bad-rows", "1"]) == 0
+    assert f"{len(lines) - 1:,} rows read, {len(lines) - 2:,} kept, 1 rejected" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("fit nowhere.csv -o x", "nowhere.csv"),
+        ("fit simulate -o x --match sasrex", "did you mean 'match/sasrec'"),
+        ("fit simulate -o x --match sasrec(widht=3)", "sasrec has no argument 'widht'"),
+        ("fit simulate -o x --match sasrec(dropout=open)", "a model is written sasrec or sasrec(dropout=0.2)"),
+        ("fit simulate -o x --match none", "a funnel needs a matcher"),
+        ("fit simulate -o x --rerank diversity,mmr", "a funnel has one reranker"),
+        ("fit simulate -o x --items items.csv", "brings its own tables and schema; leave out --items"),
+        ("recommend nowhere --user 3", "nowhere is not a funnel"),
+        ("recommend nowhere", "say for whom"),
+        ("models --stage ranking", "no stage 'ranking'"),
+        ("frobnicate", "No such command"),
+        ("evaluate nowhere", "nowhere is not a funnel"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(words.split()) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    if error.startswith("funnelrec: "):
+        assert error.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not a funnel"):
+        run(["recommend", str(tmp_path), "--user", "3", "--debug"])
+
+
+def test_a_filter_without_a_value_is_refused(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["recommend", str(shop / "shop.funnel"), "--user", "7", "--where", "category"]) == 2
+    assert "a filter is written FIELD=VALUE" in capsys.readouterr().err
+
+
+def test_help_is_quick_because_torch_stays_away() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from funnelrec.cli.app import run; run(['fit', '--help'])\n"
+        "assert 'torch' not in sys.modules and 'polars' not in sys.modules, 'heavy'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--match" in done.stdout
+
+
+def test_a_funnel_of_another_dataset_is_not_evaluated(shop: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(shop / "shop.funnel", tmp_path / "f")
+    events = pl.read_csv(shop / "events.csv").head(3000)
+    events.write_csv(tmp_path / "less.csv")
+    shutil.rmtree(tmp_path / "f" / "work" / "dataset")
+    assert run(["data", "prepare", str(tmp_path / "less.csv"), "-o", str(tmp_path / "f" / "work" / "dataset")]) == 0
+    assert run(["evaluate", str(tmp_path / "f")]) == 2

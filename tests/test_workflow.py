@@ -1,0 +1,113 @@
+"""The steps that fit and demo share: what people write is read strictly, training choices fit the kind of model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from funnelrec.core.schema import Spec
+from funnelrec.data.dataset import Dataset
+from funnelrec.data.sources import simulate
+from funnelrec.learn.losses import FullSoftmax, SampledSoftmax
+from funnelrec.match.sasrec import SASRec
+from funnelrec.workflow import (
+    Choice,
+    Training,
+    evaluate_matchers,
+    evaluate_rankers,
+    holds_impressions,
+    match_loss,
+    train_matcher,
+    train_ranker,
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return Dataset.build(simulate.load(users=60, items=80, events=4000).tables, tmp_path_factory.mktemp("w") / "d")
+
+
+@pytest.fixture(scope="module")
+def taken_only(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The same log without what was passed over."""
+    from dataclasses import replace
+
+    import polars as pl
+
+    tables = simulate.load(users=60, items=80, events=4000).tables
+    clicks = replace(tables, events=tables.events.filter(pl.col("click") == 1))
+    return Dataset.build(clicks, tmp_path_factory.mktemp("w") / "d")
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "config"),
+    [
+        ("sasrec", "match/sasrec", {}),
+        (" sasrec(dropout=0.5, max_len=20) ", "match/sasrec", {"dropout": 0.5, "max_len": 20}),
+        ("popularity(half_life=None)", "match/popularity", {"half_life": None}),
+    ],
+)
+def test_a_choice_is_read_as_written(text: str, name: str, config: dict[str, object]) -> None:
+    choice = Choice.parse(text, "match")
+    assert (choice.name, dict(choice.config), choice.label) == (name, config, name.removeprefix("match/"))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "sasrec(", "sasrec(0.5)", "__import__('os')", "sasrec(dropout=__import__('os'))", "a.b", "sasrec(**x)"]
+)
+def test_anything_but_names_and_plain_values_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"a model is written sasrec or sasrec\(dropout=0\.2\), received|no model"):
+        Choice.parse(text, "match")
+
+
+def test_a_choice_builds_the_same_weights_again_and_leaves_other_randomness_alone() -> None:
+    spec = Spec(num_items=10)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    a, b = (Choice("match/sasrec", {"embedding_dim": 8}).build(spec, seed=3, max_len=5) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert a.max_len == 5
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+    other = Choice("match/sasrec", {"embedding_dim": 8}).build(spec, seed=4, max_len=5)
+    assert not torch.equal(other.items.weight, a.items.weight)
+
+
+def test_a_large_catalogue_is_sampled(dataset: Dataset) -> None:
+    model = SASRec(dataset.spec, embedding_dim=8)
+    assert isinstance(match_loss(model, dataset, largest=10**6), FullSoftmax)
+    assert model.items.dense
+    assert isinstance(match_loss(model, dataset, largest=10), SampledSoftmax)
+    assert not model.items.dense
+
+
+def test_training_beats_popularity_and_chance(dataset: Dataset) -> None:
+    training = Training(epochs=15, batch_size=32, lr=5e-3, max_len=20, progress=False)
+    models = {
+        name: train_matcher(dataset, Choice.parse(name, "match"), training)[0]
+        for name in ("popularity", "item_cf", "sasrec(embedding_dim=16)")
+    }
+    recall = {name: r.means["recall@10"] for name, r in evaluate_matchers(models, dataset, max_len=20).items()}
+    assert recall["sasrec(embedding_dim=16)"] > recall["popularity"]
+    ranker, result = train_ranker(dataset, Choice.parse("fm", "rank"), Training(epochs=3, max_len=20, progress=False))
+    assert result.best_metric is not None
+    assert evaluate_rankers({"fm": ranker}, dataset)["fm"].means["auc"] > 0.55
+
+
+def test_negatives_are_drawn_only_where_the_log_has_none(dataset: Dataset, taken_only: Dataset) -> None:
+    assert holds_impressions(dataset)
+    assert not holds_impressions(taken_only)
+    training = Training(epochs=2, max_len=10, progress=False)
+    ranker, _ = train_ranker(taken_only, Choice.parse("din(embedding_dim=4)", "rank"), training)
+    result = evaluate_rankers({"din": ranker}, taken_only, max_len=10)["din"]
+    assert result.labels.mean() == pytest.approx(0.2)  # one taken, four drawn
+
+
+def test_a_run_goes_on_where_it_was(dataset: Dataset, tmp_path: Path) -> None:
+    choice = Choice("match/sasrec", {"embedding_dim": 8})
+    training = Training(epochs=2, max_len=10, progress=False)
+    first, _ = train_matcher(dataset, choice, training, tmp_path)
+    again, result = train_matcher(dataset, choice, training, tmp_path)
+    assert result is not None
+    assert all(torch.equal(x, y) for x, y in zip(first.parameters(), again.parameters(), strict=True))
