@@ -9,7 +9,7 @@ Eq. (2)  y_FM = ⟨w, x⟩ + Σ_{i<j} ⟨V_i, V_j⟩ x_i x_j   FieldEmbedding.wi
 Eq. (3)  a⁰ = [e_1, …, e_F]                    flatten, the same e as in Eq. (2)
 Eq. (4)  aˡ⁺¹ = σ(Wˡ aˡ + bˡ)                  core.nn.mlp.MLP, σ = ReLU; its last layer gives y_DNN
 Differs: w_i and V_i of a value are one row of one table (one look-up a field); the MLP's last bias is the bias of the
-         whole model. A field of many values is the mean of their rows, for both parts.
+         whole model. A field of many values is the mean of their rows, for both parts. `batch_norm` is ours.
 """
 
 from __future__ import annotations
@@ -34,11 +34,18 @@ class DeepFM(nn.Module):
     """Logit of a click from FM pairs plus an MLP over the same embeddings."""
 
     def __init__(
-        self, spec: Spec, *, embedding_dim: int = 10, hidden: Sequence[int] = (400, 400, 400), dropout: float = 0.2
+        self,
+        spec: Spec,
+        *,
+        embedding_dim: int = 10,
+        hidden: Sequence[int] = (400, 400, 400),
+        dropout: float = 0.2,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         self.embedding = FieldEmbedding(spec, embedding_dim, linear=True)  # a row holds V_i and w_i
-        self.deep = MLP(self.embedding.output_fields * embedding_dim, (*hidden, 1), dropout=dropout)
+        in_features = self.embedding.output_fields * embedding_dim
+        self.deep = MLP(in_features, (*hidden, 1), dropout=dropout, batch_norm=batch_norm)
 
     def forward(self, batch: Batch) -> Float[Tensor, "B"]:
         """Logits [B] from `ids` and `numbers`."""
