@@ -20,10 +20,9 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     world = simulate.load(users=60, items=80, events=4000)
     world.tables.events.write_csv(folder / "events.csv")
     world.tables.items.write_csv(folder / "items.csv")
-    words = f"fit {folder}/events.csv --items {folder}/items.csv"
-    assert (
-        run([*words.split(), "--rank", "deepfm", "--epochs", "2", "--no-progress", "--diversity-field", "style"]) == 0
-    )
+    words = f"fit {folder}/events.csv --items {folder}/items.csv -o {folder}/shop.funnel"
+    words += " --match sasrec(max_len=20),item_cf --rank deepfm --epochs 2 --no-progress --diversity-field style"
+    assert run(words.split()) == 0
     return folder
 
 

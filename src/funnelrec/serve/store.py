@@ -139,7 +139,7 @@ class Store:
     def encode_contexts(self, contexts: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
         """The context fields of some requests: ids int32 [B, Cc] and numbers float32 [B, Mc].
 
-        What is not given is padding. Raises RequestError for a field that is no context field, or a number that is none.
+        What is not given is padding. Raises RequestError for a name that is no context field and for what is no number.
         """
         names = {f.name for f in self.schema.context}
         unknown = next((name for c in contexts for name in c if name not in names), None)
