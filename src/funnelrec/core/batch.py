@@ -7,6 +7,7 @@ Names and shapes (letters: core/shapes.py). A batch holds those that its example
 | `ids`         | int32 [B, C]        | rows of the fused table; columns as in `Spec.categories`   |
 | `numbers`     | float32 [B, M]      | transformed numbers; columns as in `Spec.numbers`          |
 | `user`, `item`| int64 [B]           | user row; item row being scored                            |
+| `person`      | int64 [B]           | who it is, where `user` is the unknown row for many        |
 | `time`        | int64 [B]           | the moment being scored, seconds                           |
 | `history`     | int64 [B, L]        | item rows strictly before `time`, newest last, 0 = padding |
 | `mask`        | bool [B, L]         | True where `history` is real                               |

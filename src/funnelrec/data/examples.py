@@ -2,7 +2,7 @@
 
 | kind        | one example is                                 | batch holds                                           |
 |-------------|------------------------------------------------|-------------------------------------------------------|
-| Impressions | an event (a row of a CTR log)                  | ids numbers label weight user item time (+ history)   |
+| Impressions | an event (a row of a CTR log)                  | ids numbers label weight user person item time (+ …)  |
 | NextItem    | a user's training sequence, or one of its ends | history mask history_times user target (time)         |
 | Queries     | a user at the start of a part                  | history mask history_times user time                  |
 
@@ -101,7 +101,7 @@ class Impressions:
         if layout.user is None or layout.item is None:
             return Batch(ids=layout.ids_of(packed), numbers=layout.numbers_of(packed), **tensors)
         person, item = packed[:, layout.user].long(), packed[:, layout.item].long()
-        tensors |= {"user": _model_user(person, data), "item": item}
+        tensors |= {"user": _model_user(person, data), "person": person, "item": item}
         context = {"context_ids": layout.ids_of(packed), "context_numbers": layout.numbers_of(packed)}
         if self.max_len:
             history, when, mask = data.histories.before(person, tensors["time"], self.max_len)
