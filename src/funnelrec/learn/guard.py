@@ -12,6 +12,7 @@ from types import FrameType
 from torch import Tensor, nn
 
 from funnelrec.core.batch import Batch
+from funnelrec.core.nn.embedding import coalesced
 from funnelrec.data.batches import Batches
 from funnelrec.learn.checkpoint import Position
 
@@ -39,7 +40,7 @@ def collect_gradients(model: nn.Module) -> list[Tensor]:
     for parameter in model.parameters():
         if parameter.grad is not None:
             if parameter.grad.is_sparse:
-                parameter.grad = parameter.grad.coalesce()
+                parameter.grad = coalesced(parameter.grad)
             values.append(_values(parameter.grad))
     return values
 
