@@ -29,18 +29,20 @@ def recipe() -> ModuleType:
     return module
 
 
-def test_each_touched_row_is_penalised_once(recipe: ModuleType) -> None:
-    """Rows 1, 1, 2 of weights 3 and 4: BCE + .1 / 2 · (9 + 16); row 3 is not in the batch and gets no gradient."""
+@pytest.mark.parametrize(("by_use", "held"), [(False, (1.0, 1.0)), (True, (2 / 3, 1 / 3))])
+def test_the_penalty_by_hand(recipe: ModuleType, by_use: bool, held: tuple[float, float]) -> None:
+    """Rows 1, 1, 2 of weights 3 and 4: BCE + .1 / 2 · (n₁ 9 + n₂ 16); row 3 is not in the batch and is left alone."""
     model = LogisticRegression(make_spec([("site", "context", 4, 1)]))
     with torch.no_grad():
         model.weight.table.weight.copy_(torch.tensor([[0.0], [3.0], [4.0], [5.0]]))
     batch = Batch(ids=torch.tensor([[1], [1], [2]], dtype=torch.int32), numbers=torch.zeros(3, 0), label=torch.ones(3))
-    loss = recipe.TableL2(0.1)(model, batch)
-    plain = F.binary_cross_entropy_with_logits(torch.tensor([3.0, 3.0, 4.0]), torch.ones(3))
-    torch.testing.assert_close(loss, plain + 0.05 * 25)
+    loss = recipe.TableL2(0.1, by_use=by_use)(model, batch)
+    logits = torch.tensor([3.0, 3.0, 4.0])
+    plain = F.binary_cross_entropy_with_logits(logits, torch.ones(3))
+    torch.testing.assert_close(loss, plain + 0.05 * (held[0] * 9 + held[1] * 16))
     loss.backward()
-    error = torch.sigmoid(torch.tensor([3.0, 3.0, 4.0])) - 1
-    expected = torch.tensor([0.0, error[:2].sum() / 3 + 0.3, error[2] / 3 + 0.4, 0.0])
+    error = (torch.sigmoid(logits) - 1) / 3
+    expected = torch.stack([error[0] * 0, error[0] + error[1] + 0.3 * held[0], error[2] + 0.4 * held[1], error[0] * 0])
     torch.testing.assert_close(model.weight.table.weight.grad.to_dense().squeeze(1), expected)
 
 
