@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 CHUNK_BYTES = 4 * 2**20  #: of logits alive at a time: they stay in the cache between the passes over them
-WIDE_ROWS, WIDE_BYTES = 128, 32 * 2**20  #: large catalogues: this many rows a chunk, else the gradient's traffic costs
+WIDE_ROWS, WIDE_BYTES = 256, 64 * 2**20  #: large catalogues: this many rows a chunk, else the gradient's traffic costs
 LOG2_E = math.log2(math.e)
 SAFE_LOGIT = 50.0  #: exp(±50) and sums of a billion of them are far from the limits of float32
 
