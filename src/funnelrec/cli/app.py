@@ -20,6 +20,8 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at and prepare data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+STOPPED = (130, 143)  #: by SIGINT or SIGTERM, after the step was done and saved
+
 Events = Annotated[
     str,
     typer.Argument(
@@ -44,18 +46,17 @@ def run(arguments: list[str]) -> int:
     try:
         app(arguments)
     except SystemExit as done:  # how typer ends, also after it showed what was wrong with the words
-        return int(done.code or 0)
+        code = done.code if isinstance(done.code, int) else 0
+        if code in STOPPED:
+            Console(stderr=True, highlight=False).print(
+                "funnelrec: stopped and saved; the same command goes on from here"
+            )
+        return code
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if debug:
             raise
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"funnelrec: {error}", markup=False)
         return 2
-    except RuntimeError as error:
-        exit_code = getattr(error, "exit_code", None)  # training was asked to stop, and has saved where it was
-        if exit_code is None or debug:
-            raise
-        Console(stderr=True, highlight=False).print(f"funnelrec: {error}", markup=False)
-        return int(exit_code)
     return 0
 
 
