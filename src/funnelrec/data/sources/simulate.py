@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -43,21 +43,23 @@ EPOCH = 1_767_225_600  #: 1 January 2026, 00:00 UTC: the first day of the world
 NEVER = np.iinfo(np.int64).max
 SLOTS = 4  #: interests that a user can have at one time
 PER_TOPIC = len(SUBTOPICS) // len(TOPICS)  #: sub-topic s belongs to topic s // PER_TOPIC
-BRANDS = 60
+BRANDS = 30
 DEVICES = ("desktop", "phone", "tablet", "television")
 PLANS = ("free", "basic", "premium")
 REGIONS = ("north", "south", "east", "west", "islands")
 LAST_POSITION = 10
 
-BASE, AFFINITY, SIBLING, FULL = -4.0, 4.2, 0.8, 0.15  #: the click model, see the table above
+BASE, AFFINITY, SIBLING, FULL = -3.4, 4.0, 0.9, 0.08  #: the click model, see the table above
+BRAND_SPREAD, OWN_SPREAD = 0.4, 0.05  #: standard deviations of quality
 POSITION_COST = 0.09
 LENGTH_ON_DEVICE = (0.0, -0.35, -0.1, 0.35)  #: logit a standard deviation of log minutes, by device
 PRICE_FOR_PLAN = (-0.3, -0.05, 0.15)  #: logit a standard deviation of log price, by plan
 POLICY = (0.5, 0.2, 0.3)  #: chance that an impression comes from interest, popularity, exploration
-NUMBER_OF_INTERESTS = (0.3, 0.4, 0.2, 0.1)  #: chance of 1, 2, 3, 4 interests
-CHANGES = 0.3  #: share of the interests that give way to another ...
-CHANGE_BETWEEN = (0.1, 0.45)  #: ... at a moment between these shares of the user's days
-JOINED_BY = 0.4  #: everybody has joined by this share of the days, a third on the first
+STRAY = 0.3  #: share of the interest's impressions that come from any sub-topic of its topic
+NUMBER_OF_INTERESTS = (0.4, 0.38, 0.18, 0.04)  #: chance of 1, 2, 3, 4 interests
+CHANGES = 0.15  #: share of the interests that give way to another ...
+CHANGE_BETWEEN = (0.05, 0.3)  #: ... at a moment between these shares of the user's days
+JOINED_BY = 0.3  #: everybody has joined by this share of the days, a third on the first
 LATE_ITEMS = 0.06  #: share of the items that come out during the days
 SESSION = (4, 11)  #: impressions of a session
 
@@ -107,33 +109,35 @@ class World:
     i - 1 of `tables.items` and of the arrays of N items.
     """
 
-    tables: Tables
-    click_probability: Float64[np.ndarray, "n"]  #: the truth behind column `click`
-    interests: Interests
-    item_subtopic: Int64[np.ndarray, "N"]
+    tables: Tables = field(repr=False)
+    click_probability: Float64[np.ndarray, "n"] = field(repr=False)  #: the truth behind column `click`
+    interests: Interests = field(repr=False)
+    item_subtopic: Int64[np.ndarray, "N"] = field(repr=False)
     seed: int
+    _users: _Users = field(repr=False)
+    _items: _Items = field(repr=False)
 
     @classmethod
     def build(
         cls,
         *,
         seed: int = 0,
-        users: int = 4000,
+        users: int = 3000,
         items: int = 2000,
         days: int = 60,
         events: int | None = None,
-        noise: float = 0.02,
+        noise: float = 0.01,
         pictures: bool = False,
     ) -> World:
         """Draw a world.
 
-        events: impressions to aim at, 100 a user by default; a tenth to a sixth fewer remain, for nothing is shown
-        twice to anyone, nor before it is out. noise: share of the items whose `category` or `style` is not what they
+        events: impressions to aim at, 165 a user by default; about a fifth fewer remain, for nothing is shown twice to
+        anyone, nor before it is out. noise: share of the items whose `category` or `style` is not what they
         are about. pictures: add the column `picture`, PNG bytes, to the items.
         """
         _check(users, items, days, events, noise)
         people, catalogue = _Users(users, days, seed), _Items(items, days, noise, seed)
-        shown = _sessions(people, days, events or 100 * users, seed)
+        shown = _sessions(people, days, events or 165 * users, seed)
         item = _policy(shown, catalogue, people.interests, seed)
         keep = shown["time"] >= catalogue.released[item]
         keep[keep] = _first_of_pair(shown["user"][keep] * items + item[keep])
@@ -158,7 +162,7 @@ class World:
             drawn = _draw_pictures(np.arange(items, dtype=np.int64), catalogue.subtopic, seed)
             described = described.with_columns(pl.Series("picture", [_png(p) for p in drawn], dtype=pl.Binary))
         tables = Tables(table, about, users=people.table, items=described, name="simulate")
-        return cls(tables, probability, people.interests, catalogue.subtopic, seed)
+        return cls(tables, probability, people.interests, catalogue.subtopic, seed, people, catalogue)
 
     @cached_property
     def item_topic(self) -> Int64[np.ndarray, "N"]:
@@ -172,12 +176,31 @@ class World:
 
     def true_interests(self, user: int, time: int | None = None) -> dict[str, float]:
         """Sub-topic -> weight of one user (id) at a moment (the end of the log by default), largest first."""
-        if not 1 <= user <= len(self.interests.base):
-            raise ValueError(f"this world has users 1 to {len(self.interests.base)}, received {user}")
+        self._require_users(np.array([user]))
         moment = int(self.tables.events["time"][-1]) if time is None else time
         subtopic, weight = self.interests.at(np.array([user - 1]), np.array([moment]))
         order = [slot for slot in np.argsort(-weight[0], kind="stable") if weight[0, slot] > 0.0]
         return {SUBTOPICS[subtopic[0, slot]]: float(weight[0, slot]) for slot in order}
+
+    def expected_clicks(self, user: Int64[np.ndarray, "n"], time: Int64[np.ndarray, "n"]) -> Float64[np.ndarray, "n N"]:
+        """Chance that one impression of a user (id) at a moment shows an item and is clicked, for every item.
+
+        Column j is item id j + 1. No order of the catalogue, made before the sessions that follow, brings more clicks
+        on average. Position and device, not known beforehand, stand at their mean effect.
+        """
+        self._require_users(user)
+        subtopic, weight = self.interests.at(user - 1, time)
+        likely = _shown(self._items, subtopic, weight)
+        likely[time[:, None] < self._items.released] = 0.0
+        match = np.zeros_like(likely)
+        for slot in range(SLOTS):  # one interest at a time: [n, N] stays the largest array
+            one = _match(self.item_subtopic[None], subtopic[:, slot, None, None], weight[:, slot, None, None])
+            np.maximum(match, one, out=match)
+        rest = self._items.quality + np.array(PRICE_FOR_PLAN)[self._users.plan[user - 1]][:, None] * self._items.dear
+        device = 0.75 * np.array(LENGTH_ON_DEVICE)[self._users.device[user - 1]] + 0.25 * np.mean(LENGTH_ON_DEVICE)
+        rest = rest + device[:, None] * self._items.length - POSITION_COST * np.mean(SESSION) / 2.0
+        clicks: _Floats = likely / (1.0 + np.exp(-(BASE + AFFINITY * match + rest)))
+        return clicks
 
     def interest_agreement(
         self,
@@ -200,9 +223,10 @@ class World:
         return _mutual_information(user[ours], topic[ours], found[ours])
 
     def _require_items(self, items: _Ints) -> None:
-        if len(items) and (items.min() < 1 or items.max() > len(self.item_subtopic)):
-            wrong = items.min() if items.min() < 1 else items.max()
-            raise ValueError(f"this world has items 1 to {len(self.item_subtopic)}, received {wrong}")
+        _require_ids("items", items, len(self.item_subtopic))
+
+    def _require_users(self, users: _Ints) -> None:
+        _require_ids("users", users, len(self.interests.base))
 
 
 # -------------------------------------------------------------------------------------------------------- users, items
@@ -251,10 +275,12 @@ class _Items:
         home = np.stack([np.arange(BRANDS) % len(TOPICS), rng.integers(0, len(TOPICS), BRANDS)], axis=1)
         fits = (home[None] == topic[:, None, None]).any(axis=2)
         brand = np.argmax(rng.random((items, BRANDS)) * np.where(fits, 1.0, 0.6), axis=1)
-        standing = rng.normal(0.0, 0.4, BRANDS)
-        self.quality = standing[brand] + rng.normal(0.0, 0.1, items)
+        standing = rng.normal(0.0, BRAND_SPREAD, BRANDS)
+        self.quality = standing[brand] + rng.normal(0.0, OWN_SPREAD, items)
         self.price = np.round(np.exp(rng.normal(2.3, 0.6, items) + 0.3 * standing[brand]), 2)
         self.minutes = np.clip(np.rint(np.exp(rng.normal(3.0, 0.7, items))), 2, 180).astype(np.int64)
+        self.length = np.clip((np.log(self.minutes) - 3.0) / 0.7, -2.0, 2.0)  # standardised logarithms
+        self.dear = np.clip((np.log(self.price) - 2.3) / 0.6, -2.0, 2.0)
         self.popularity = (1.0 + rng.permutation(items)) ** -0.6 * np.exp(0.8 * self.quality)
         late = rng.random(items) < LATE_ITEMS
         self.released = EPOCH + np.where(late, rng.random(items) * days * DAY, 0.0).astype(np.int64)
@@ -310,7 +336,7 @@ def _policy(shown: dict[str, _Ints], items: _Items, interests: Interests, seed: 
     slot = (np.cumsum(weight, axis=1) < rng.random(n)[:, None]).sum(axis=1).clip(0, SLOTS - 1)
     wanted = np.take_along_axis(subtopic, slot[:, None], axis=1)[:, 0]
     sibling = wanted // PER_TOPIC * PER_TOPIC + rng.integers(0, PER_TOPIC, n)
-    wanted = np.where(rng.random(n) < 0.3, sibling, wanted)
+    wanted = np.where(rng.random(n) < STRAY, sibling, wanted)
     # Items sorted by sub-topic: to draw one of a sub-topic is to pick a place between two edges of the running sum.
     by_subtopic = np.argsort(items.subtopic, kind="stable")
     running = np.cumsum(np.sqrt(items.popularity[by_subtopic]))
@@ -324,23 +350,35 @@ def _policy(shown: dict[str, _Ints], items: _Items, interests: Interests, seed: 
     return chosen
 
 
+def _shown(items: _Items, subtopic: _Ints, weight: _Floats) -> _Floats:
+    """Chance [n, N] that the policy shows an item, from the user's interests [n, 4]."""
+    wanted = np.zeros((len(subtopic), len(SUBTOPICS)))
+    np.put_along_axis(wanted, subtopic, weight, axis=1)  # a user's interests never share a sub-topic
+    by_topic = wanted.reshape(len(subtopic), len(TOPICS), PER_TOPIC).sum(axis=2)
+    wanted = (1.0 - STRAY) * wanted + STRAY / PER_TOPIC * np.repeat(by_topic, PER_TOPIC, axis=1)
+    taken = np.sqrt(items.popularity)
+    share = taken / np.bincount(items.subtopic, weights=taken, minlength=len(SUBTOPICS))[items.subtopic]
+    popular = items.popularity / items.popularity.sum()
+    chance: _Floats = POLICY[0] * wanted[:, items.subtopic] * share + POLICY[1] * popular
+    return chance + POLICY[2] / len(items.subtopic)
+
+
 def _match(item_subtopic: _Ints, subtopic: _Ints, weight: _Floats) -> _Floats:
     """[n] in [0, 1] from the item's sub-topic [n] and the user's interests [n, 4]."""
-    same = subtopic == item_subtopic[:, None]
-    related = subtopic // PER_TOPIC == (item_subtopic // PER_TOPIC)[:, None]
+    same = subtopic == item_subtopic[..., None]
+    related = subtopic // PER_TOPIC == (item_subtopic // PER_TOPIC)[..., None]
     strength = np.minimum(1.0, np.sqrt(weight / FULL))
-    best: _Floats = (strength * np.where(same, 1.0, np.where(related, SIBLING, 0.0))).max(axis=1)
+    best: _Floats = (strength * np.where(same, 1.0, np.where(related, SIBLING, 0.0))).max(axis=-1)
     return best
 
 
 def _logit(match: _Floats, shown: dict[str, _Ints], item: _Ints, items: _Items, users: _Users) -> _Floats:
     """The formula at the top of this file."""
-    minutes = np.clip((np.log(items.minutes[item]) - 3.0) / 0.7, -2.0, 2.0)
-    dear = np.clip((np.log(items.price[item]) - 2.3) / 0.6, -2.0, 2.0)
-    length = np.array(LENGTH_ON_DEVICE)[shown["device"]] * minutes
-    price = np.array(PRICE_FOR_PLAN)[users.plan[shown["user"]]] * dear
-    logit: _Floats = BASE + AFFINITY * match + items.quality[item]
-    return logit - POSITION_COST * (shown["position"] - 1) + length + price
+    length = np.array(LENGTH_ON_DEVICE)[shown["device"]] * items.length[item]
+    price = np.array(PRICE_FOR_PLAN)[users.plan[shown["user"]]] * items.dear[item]
+    place = POSITION_COST * (shown["position"] - 1)
+    logit: _Floats = BASE + AFFINITY * match + items.quality[item] - place + length + price
+    return logit
 
 
 def _watch(click: _Ints, match: _Floats, minutes: _Ints, seed: int) -> _Ints:
@@ -359,6 +397,12 @@ def _check(users: int, items: int, days: int, events: int | None, noise: float) 
         raise ValueError(f"a world needs at least one event a user, received events={events} for {users} users")
     if not 0.0 <= noise <= 1.0:
         raise ValueError(f"noise is a share between 0 and 1, received noise={noise}")
+
+
+def _require_ids(what: str, ids: _Ints, most: int) -> None:
+    if len(ids) and (ids.min() < 1 or ids.max() > most):
+        wrong = ids.min() if ids.min() < 1 else ids.max()
+        raise ValueError(f"this world has {what} 1 to {most}, received {wrong}")
 
 
 def _schema(pictures: bool) -> Schema:
@@ -403,7 +447,7 @@ def _mutual_information(user: _Ints, true: _Ints, found: _Ints) -> _Floats:
     """Normalised mutual information of two groupings, within each user that has two or more true groups."""
     row = np.unique(user, return_inverse=True)[1]
 
-    def entropy(*groups: _Ints) -> _Floats:
+    def entropy(*groups: _Ints) -> npt.NDArray[np.float64]:
         """Of each user's rows over the joint groups, in nats: log n - Σ c log c / n."""
         cells, count = np.unique(np.stack([row, *groups]), axis=1, return_counts=True)
         total = np.bincount(row).astype(np.float64)
