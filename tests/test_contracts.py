@@ -23,8 +23,8 @@ from funnelrec.core.schema import Spec
 from tests import contracts as c
 
 NOT_PERSONAL = {"match/popularity"}  # gives everyone the same list: its planted answer is another one
-NEEDS_ITEMS = {"rank/din"}  # refuses a table of rows
 CLASSES: dict[str, type[Any]] = {name: zoo.load(name) for name in zoo.names()}
+NEEDS_ITEMS = {n for n, cls in CLASSES.items() if getattr(cls, "reads_history", False)}  # refuse a table of rows
 RANKERS = [n for n in CLASSES if n.startswith("rank/")]
 MATCHERS = [n for n in CLASSES if n.startswith("match/")]
 VECTORS = [n for n in MATCHERS if c.contract_of(CLASSES[n]) == "vectors"]

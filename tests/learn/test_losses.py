@@ -20,6 +20,7 @@ from funnelrec.learn.losses import (
     FullSoftmax,
     InBatchSoftmax,
     SampledSoftmax,
+    WeightedLogistic,
     linear_cross_entropy,
     pairs,
     shared_negatives_cross_entropy,
@@ -398,3 +399,51 @@ def test_refusals() -> None:
     del model.spec
     with pytest.raises(ValueError, match="Matcher must keep its `spec`"):
         FullSoftmax()(model, batch_of(True))
+
+
+def logits_of(values: Tensor) -> Any:
+    return lambda batch: values
+
+
+def test_weighted_logistic_by_hand() -> None:
+    """A click of 5 seconds at logit 0, no click at logit log 3, where the weight does not matter."""
+    batch = Batch(label=torch.tensor([1.0, 0.0]), weight=torch.tensor([5.0, 77.0]))
+    logits = torch.tensor([0.0, math.log(3)])
+    assert WeightedLogistic()(logits_of(logits), batch).item() == pytest.approx((5 * math.log(2) + math.log(4)) / 2)
+    capped = WeightedLogistic(cap=2.0)(logits_of(logits), batch).item()
+    assert capped == pytest.approx((2 * math.log(2) + math.log(4)) / 2)
+    ones = batch.replace(weight=torch.ones(2))
+    assert WeightedLogistic()(logits_of(logits), ones).item() == pytest.approx(BCE()(logits_of(logits), ones).item())
+
+
+def test_weighted_logistic_has_the_watch_time_as_its_odds() -> None:
+    """At exp(b) = Σ T / (N - k) the gradient of a lone bias is zero; at the unweighted odds it is not."""
+    label = torch.tensor([1.0, 0, 0, 1, 0, 0, 0, 0], dtype=torch.float64)
+    batch = Batch(label=label, weight=torch.tensor([30.0, 9, 9, 90, 9, 9, 9, 9], dtype=torch.float64))
+
+    def slope(odds: float) -> float:
+        bias = torch.tensor(math.log(odds), requires_grad=True)
+        WeightedLogistic()(logits_of(bias.expand(8)), batch).backward()
+        assert bias.grad is not None
+        return float(bias.grad)
+
+    assert slope((30 + 90) / 6) == pytest.approx(0.0, abs=1e-6)
+    assert abs(slope(2 / 6)) > 1
+
+
+@pytest.mark.parametrize("logit", [-500.0, 500.0])
+def test_weighted_logistic_far_out(logit: float) -> None:
+    batch = Batch(label=torch.tensor([1.0, 0.0]), weight=torch.tensor([3.0, 1.0]))
+    logits = torch.full((2,), logit, requires_grad=True)
+    value = WeightedLogistic()(logits_of(logits), batch)
+    value.backward()
+    assert value.item() == pytest.approx(750.0 if logit < 0 else 250.0)
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_weighted_logistic_refuses() -> None:
+    with pytest.raises(ValueError, match="name the column of the watch time as weight in the schema"):
+        WeightedLogistic()(logits_of(torch.zeros(1)), Batch(label=torch.ones(1)))
+    with pytest.raises(ValueError, match=r"cap .* must be positive, received 0"):
+        WeightedLogistic(cap=0.0)

@@ -27,6 +27,7 @@ __all__ = [
     "InBatchSoftmax",
     "Loss",
     "SampledSoftmax",
+    "WeightedLogistic",
     "linear_cross_entropy",
     "pairs",
     "shared_negatives_cross_entropy",
@@ -54,6 +55,34 @@ class BCE:
         if "weight" not in batch:
             return each.mean()
         return (each * batch.weight).sum() / batch.weight.sum().clamp(min=torch.finfo(each.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class WeightedLogistic:
+    """Logistic loss in which a click weighs `batch.weight` (its watch time, say) and everything else weighs 1.
+
+    The odds e^logit then estimate Σ T / (N - k), the weight of the k clicks among N examples per example without one:
+    about E[T], the expected weight of an impression, when clicks are rare (Covington et al. 2016, Section 4.2). The sum
+    is divided by B and not by the weights, so the scale does not depend on the batch. `cap` bounds the weight of a
+    click: fewer surprises from long tails, and the estimate becomes E[min(T, cap)]. A click of weight 0 vanishes.
+    """
+
+    cap: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.cap is not None and not self.cap > 0:
+            raise ValueError(f"cap is the largest weight of a click and must be positive, received {self.cap}")
+
+    def __call__(self, model: Any, batch: Batch) -> Tensor:
+        if "weight" not in batch:
+            raise ValueError(
+                "WeightedLogistic weighs clicks by batch.weight, and this batch has none; name the column of the watch "
+                "time as weight in the schema"
+            )
+        weight = batch.weight if self.cap is None else batch.weight.clamp(max=self.cap)
+        logits = model(batch).float()
+        # -T y log σ(s) - (1 - y) log(1 - σ(s)), in the form that is stable on both sides
+        return (weight * batch.label * F.softplus(-logits) + (1 - batch.label) * F.softplus(logits)).mean()
 
 
 @dataclass(frozen=True)
