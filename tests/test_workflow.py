@@ -88,7 +88,7 @@ def test_training_beats_popularity_and_chance(dataset: Dataset) -> None:
         name: train_matcher(dataset, Choice.parse(name, "match"), training)[0]
         for name in ("popularity", "item_cf", "sasrec(embedding_dim=16)")
     }
-    recall = {name: r.means["recall@10"] for name, r in evaluate_matchers(models, dataset, max_len=20).items()}
+    recall = {name: r.means["recall@10"] for name, r in evaluate_matchers(models, dataset).items()}
     assert recall["sasrec(embedding_dim=16)"] > recall["popularity"]
     ranker, result = train_ranker(dataset, Choice.parse("fm", "rank"), Training(epochs=3, max_len=20, progress=False))
     assert result.best_metric is not None

@@ -15,7 +15,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from funnelrec import zoo
 from funnelrec.core.batch import Batch
-from funnelrec.core.contracts import Matcher, Reranker, VectorMatcher
+from funnelrec.core.contracts import Reranker, VectorMatcher
 from funnelrec.core.nn.embedding import Table
 from funnelrec.data.batches import Batches
 from funnelrec.data.dataset import Dataset
@@ -36,7 +36,9 @@ from funnelrec.evaluate.protocol import MatchResult, RankResult, evaluate_matche
 from funnelrec.learn.fit import FitResult, fit
 from funnelrec.learn.losses import BCE, FullSoftmax, Loss, SampledSoftmax
 from funnelrec.learn.samplers import Popularity
-from funnelrec.serve.funnel import Funnel, retriever_of
+from funnelrec.learn.schedules import Cosine
+from funnelrec.match.popularity import Popularity as RecentlyPopular
+from funnelrec.serve.funnel import FALLBACK_HALF_LIFE, Funnel, retriever_of
 from funnelrec.serve.pipeline import Pipeline
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "evaluate_stages",
     "holds_impressions",
     "match_loss",
+    "train_fallback",
     "train_matcher",
     "train_ranker",
 ]
@@ -130,9 +133,9 @@ def train_matcher(
 ) -> tuple[nn.Module, FitResult | None]:
     """A matcher trained on the training part; NDCG@10 on the validation part chooses the epoch.
 
-    Models that count (popularity, item-CF) are fitted in one pass. Sequence models learn at every position; others at
-    one random cut of each user's history an epoch. The loss is the softmax over the catalogue, sampled above 50,000
-    items.
+    Models that count (popularity, item-CF) are fitted in one pass. Sequence models learn at every position, with a
+    learning rate that warms up for two epochs and falls along a cosine; others at one random cut of each user's
+    history an epoch. The loss is the softmax over the catalogue, sampled above 50,000 items.
     """
     model: Any = choice.build(dataset.spec, seed=training.seed, max_len=training.max_len)
     if not hasattr(model, "encode_users"):
@@ -141,17 +144,23 @@ def train_matcher(
     sequence = hasattr(model, "encode_positions")
     max_len = int(getattr(model, "max_len", training.max_len))
     training = training.filled(
-        epochs=100 if sequence else 400, batch_size=128 if sequence else 256, lr=1e-3, patience=10 if sequence else 25
+        epochs=60 if sequence else 400,
+        batch_size=128 if sequence else 256,
+        lr=4e-3 if sequence else 1e-3,
+        patience=20 if sequence else 25,
     )
     examples = NextItem(dataset, "train", max_len=max_len, mode="all" if sequence else "cut")
+    batches = Batches(examples, training.batch_size or 1, shuffle=True, seed=training.seed)
+    steps = len(batches) * (training.epochs or 1)
     result = _fit(
         model,
-        Batches(examples, training.batch_size or 1, shuffle=True, seed=training.seed),
+        batches,
         match_loss(model, dataset),
         training,
         validate=lambda: validation_metrics(model, dataset, max_len),
         metric="ndcg@10",
         folder=None if folder is None else folder / choice.label,
+        schedule=Cosine(steps, warmup=min(2 * len(batches), steps - 1)) if sequence else None,
     )
     return model, result
 
@@ -203,18 +212,28 @@ class _Sample:
         return self.queries.seen(self._chosen[index])
 
 
+def train_fallback(dataset: Dataset) -> RecentlyPopular:
+    """What was popular at the end of the training part: the answer for people of whom nothing is known.
+
+    A saved funnel falls back on all events; an evaluation must not know those it asks about.
+    """
+    return RecentlyPopular(dataset.spec, half_life=FALLBACK_HALF_LIFE).fit(*dataset.positives("train"))
+
+
 def evaluate_matchers(
     models: Mapping[str, Any],
     dataset: Dataset,
     *,
     part: Part = "test",
-    max_len: int = 50,
     ks: Sequence[int] = (10, 50),
     attribute: str | None = None,
-    fallback: Matcher | None = None,
 ) -> dict[str, MatchResult]:
-    """Every matcher on the same queries: the whole catalogue, items seen before left out."""
-    queries = Queries(dataset, part, max_len=max_len)
+    """Every matcher on the same queries: the whole catalogue, items seen before left out.
+
+    A model with vectors answers people of whom it knows nothing with `train_fallback`.
+    """
+    queries = Queries(dataset, part, max_len=max(int(getattr(m, "max_len", 1)) for m in models.values()))
+    fallback = train_fallback(dataset)
     return {
         name: evaluate_matcher(
             retriever_of(model, fallback, dataset.spec.num_items)[0],
@@ -282,6 +301,7 @@ def _fit(
     validate: Any,
     metric: str,
     folder: Path | None,
+    schedule: Callable[[int], float] | None = None,
 ) -> FitResult:
     return fit(
         model,
@@ -294,6 +314,7 @@ def _fit(
         validate=validate,
         metric=metric,
         folder=folder,
+        schedule=schedule,
         seed=training.seed,
         progress=training.progress,
     )
@@ -319,11 +340,12 @@ def evaluate_stages(
     funnel: Funnel, dataset: Dataset, *, part: Part = "test", ks: Sequence[int] = (10, 50)
 ) -> dict[str, MatchResult]:
     """The funnel as it grows: match, then + rank, then + rerank, on the same queries."""
-    pipelines: dict[str, tuple[Pipeline, Reranker | None]] = {"match": (funnel.pipeline.without_ranker(), None)}
+    whole = funnel.pipeline_with(train_fallback(dataset))
+    pipelines: dict[str, tuple[Pipeline, Reranker | None]] = {"match": (whole.without_ranker(), None)}
     if funnel.ranker is not None:
-        pipelines["match → rank"] = (funnel.pipeline, None)
+        pipelines["match → rank"] = (whole, None)
     if funnel.reranker is not None:
-        pipelines[" → ".join([*list(pipelines)[-1:], "rerank"])] = (funnel.pipeline, funnel.reranker)
+        pipelines[" → ".join([*list(pipelines)[-1:], "rerank"])] = (whole, funnel.reranker)
     queries = Queries(dataset, part, max_len=funnel.store.history_length(funnel.pipeline.max_len))
     attribute = None if funnel.diversity_field is None else dataset.item_attribute(funnel.diversity_field)
     return {

@@ -115,9 +115,7 @@ def _match(world: simulate.World, dataset: Dataset, training: Training, report: 
     model, result = train_matcher(dataset, MATCH, training)
     show.line(trained(MATCH.label, result, "recall@50"))
     models[MATCH.label] = model
-    results = evaluate_matchers(
-        {**models, "oracle": _Oracle(world, dataset)}, dataset, max_len=MAX_LEN, attribute="category"
-    )
+    results = evaluate_matchers({**models, "oracle": _Oracle(world, dataset)}, dataset, attribute="category")
     table = report.match_table(results, baselines=list(MATCH_BASELINES), primary="recall@50", oracle="oracle")
     show.report_table(table)
     ratio = results[MATCH.label].means["recall@50"] / results["popularity"].means["recall@50"]

@@ -96,7 +96,7 @@ def fit_funnel(tables: Tables, out: Path, plan: Plan, training: Training, *, spl
         if result is not None:
             best_on_validation[choice.label] = float(result.best_metric or 0.0)
             show.line(trained(choice.label, result, "ndcg@10"))
-    results = evaluate_matchers(matchers, dataset, max_len=training.max_len, attribute=field)
+    results = evaluate_matchers(matchers, dataset, attribute=field)
     show.report_table(report.match_table(results, baselines=list(MATCH_BASELINES)))
     report.slice_table(results)
     chosen = max(best_on_validation, key=best_on_validation.__getitem__, default=plan.match[0].label)

@@ -66,15 +66,21 @@ class Funnel:
         self.matcher, self.fallback, self.ranker, self.reranker = matcher, fallback, ranker, reranker
         self.diversity_field = diversity_field
         self.metrics = dict(metrics or {})
-        retriever, vectors = retriever_of(matcher, fallback, store.spec.num_items, index_cache)
-        self.pipeline = Pipeline(
-            features=store.features,
+        self._sizes = {"candidates": candidates, "max_len": max_len}
+        self._index_cache = index_cache
+        self.pipeline = self.pipeline_with(fallback)
+
+    def pipeline_with(self, fallback: Popularity) -> Pipeline:
+        """The stages of this funnel with another answer for people of whom nothing is known."""
+        num_items = self.store.spec.num_items
+        retriever, vectors = retriever_of(self.matcher, fallback, num_items, self._index_cache)
+        return Pipeline(
+            features=self.store.features,
             matcher=retriever,
-            ranker=ranker,
-            categories=_categories(store, diversity_field),
+            ranker=self.ranker,
+            categories=_categories(self.store, self.diversity_field),
             vectors=vectors,
-            candidates=candidates,
-            max_len=max_len,
+            **self._sizes,
         )
 
     @classmethod

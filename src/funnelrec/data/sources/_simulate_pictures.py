@@ -95,7 +95,8 @@ def _paw(x: _Plane, y: _Plane) -> _Plane:
         _disc(x - dx, (y - dy) * 0.85, 0.17) for dx, dy in ((-0.54, -0.1), (-0.2, -0.48), (0.2, -0.48), (0.54, -0.1))
     ]
     pad = _disc(x * 0.9, (y - 0.3) * 1.1, 0.37)
-    return np.minimum.reduce([pad, *toes])
+    paw: npt.NDArray[np.float64] = np.minimum.reduce([pad, *toes])
+    return paw
 
 
 def _castle(x: _Plane, y: _Plane) -> _Plane:
@@ -155,4 +156,5 @@ def draw(
     ground = ground + (tint * _pattern(pattern, x + 0.6 * u[:, 4], y + 0.6 * u[:, 5]))[..., None]
     picture = ground * (1.0 - inside[..., None]) + palette[:, None, None, 2] * inside[..., None]
     picture = picture * (1.0 + 0.1 * u[:, 6, :, :, None]) + 10.0 * u[:, 7, :, :, None]
-    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    pixels: npt.NDArray[np.uint8] = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    return pixels
