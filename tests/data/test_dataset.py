@@ -17,7 +17,6 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from tests.data import worlds
 
 from funnelrec.core.schema import Schema
 from funnelrec.data import _build
@@ -25,6 +24,7 @@ from funnelrec.data.dataset import Dataset
 from funnelrec.data.examples import Impressions
 from funnelrec.data.split import Given, GlobalTime, LeaveLastOut, Ratio
 from funnelrec.data.tables import Tables
+from tests.data import worlds
 
 
 @pytest.fixture(scope="module")

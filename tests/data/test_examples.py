@@ -14,7 +14,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.data import worlds
 
 from funnelrec.core.schema import Schema
 from funnelrec.data.batches import Batches, counter_generator
@@ -22,6 +21,7 @@ from funnelrec.data.dataset import Dataset
 from funnelrec.data.examples import Impressions, NextItem, Queries
 from funnelrec.data.split import GlobalTime, LeaveLastOut, Ratio
 from funnelrec.data.tables import Tables
+from tests.data import worlds
 
 SPLITS = {"time": GlobalTime(0.2, 0.2), "legacy": LeaveLastOut(), "ratio": Ratio(0.2, 0.2)}
 L = 4

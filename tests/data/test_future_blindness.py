@@ -15,7 +15,6 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from tests.data import worlds
 from torch import Tensor
 
 from funnelrec.data import _build
@@ -24,6 +23,7 @@ from funnelrec.data.dataset import Dataset
 from funnelrec.data.examples import Impressions, NextItem, Queries
 from funnelrec.data.histories import Histories
 from funnelrec.data.split import GlobalTime
+from tests.data import worlds
 
 USERS, ITEMS, TIMES, EDITS = 6, 12, 40, 1000
 Log = np.ndarray  # int64 [n, 3]: user, item, time, in the order of time

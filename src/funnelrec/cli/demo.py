@@ -41,7 +41,7 @@ RANK = {
     "fm": Choice("rank/fm"),
     "din": Choice("rank/din"),
 }
-DIVERSITY = 0.1
+DIVERSITY = 0.02
 SHOWN_USERS = 3
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["console", "dataset", "line", "models", "recommendation", "report_table", "tables"]
 
-WIDTH = 160  #: columns when nobody watches: a pipe or a file
+WIDTH = 240  #: columns when nobody watches: a pipe or a file
 console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 SHOWN_ATTRIBUTES = 4
 
@@ -33,7 +33,7 @@ def line(text: str) -> None:
 def _grid(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str]], right: bool = False) -> None:
     table = Table(title=title, title_justify="left", header_style="bold", title_style="bold", box=None, pad_edge=False)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if right and number else "left", no_wrap=right)
+        table.add_column(column, justify="right" if right and number else "left", no_wrap=right and bool(number), overflow="fold")
     for row in rows:
         table.add_row(*row)
     console.print(table)
