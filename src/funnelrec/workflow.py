@@ -15,10 +15,10 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -56,6 +56,7 @@ __all__ = [
 
 LARGEST_FULL_SOFTMAX = 50_000  #: items; above it the catalogue is sampled
 SAMPLED_NEGATIVES = 1_024
+NEWEST = 200_000  #: events that a ranker learns from, and is tested on, where negatives have to be drawn for each
 NEGATIVES = 4  #: sampled items for each event, where the log holds no impressions that were passed over
 VALIDATION_USERS = 10_000
 
@@ -110,12 +111,16 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """How to train. What is None is chosen by the kind of model (`train_matcher`, `train_ranker`)."""
+    """How to train. What is None is chosen by the kind of model (`train_matcher`, `train_ranker`).
+
+    schedule: of the learning rate; "cosine" warms up for two epochs (a tenth of a short run) and falls to 0.
+    """
 
     epochs: int | None = None
     batch_size: int | None = None
     lr: float | None = None
     patience: int | None = None
+    schedule: Literal["constant", "cosine"] | None = None
     max_len: int = 50
     weight_decay: float = 0.0
     seed: int = 0
@@ -134,7 +139,7 @@ def train_matcher(
     """A matcher trained on the training part; NDCG@10 on the validation part chooses the epoch.
 
     Models that count (popularity, item-CF) are fitted in one pass. Sequence models learn at every position, with a
-    learning rate that warms up for two epochs and falls along a cosine; others at one random cut of each user's
+    learning rate that warms up and falls along a cosine; others at one random cut of each user's
     history an epoch. The loss is the softmax over the catalogue, sampled above 50,000 items.
     """
     model: Any = choice.build(dataset.spec, seed=training.seed, max_len=training.max_len)
@@ -148,10 +153,10 @@ def train_matcher(
         batch_size=128 if sequence else 256,
         lr=4e-3 if sequence else 1e-3,
         patience=20 if sequence else 25,
+        schedule="cosine" if sequence else "constant",
     )
     examples = NextItem(dataset, "train", max_len=max_len, mode="all" if sequence else "cut")
     batches = Batches(examples, training.batch_size or 1, shuffle=True, seed=training.seed)
-    steps = len(batches) * (training.epochs or 1)
     result = _fit(
         model,
         batches,
@@ -160,7 +165,6 @@ def train_matcher(
         validate=lambda: validation_metrics(model, dataset, max_len),
         metric="ndcg@10",
         folder=None if folder is None else folder / choice.label,
-        schedule=Cosine(steps, warmup=min(2 * len(batches), steps - 1)) if sequence else None,
     )
     return model, result
 
@@ -255,7 +259,10 @@ def holds_impressions(dataset: Dataset) -> bool:
 def _impressions(dataset: Dataset, part: Part, model: nn.Module, max_len: int) -> Impressions:
     negatives = 0 if dataset.schema.is_rows or holds_impressions(dataset) else NEGATIVES
     length = max_len if getattr(model, "reads_history", False) else 0
-    return Impressions(dataset, part, max_len=length, negatives=negatives, negative_sampling="popularity")
+    newest = NEWEST if negatives else None
+    return Impressions(
+        dataset, part, max_len=length, negatives=negatives, negative_sampling="popularity", newest=newest
+    )
 
 
 def train_ranker(
@@ -263,9 +270,10 @@ def train_ranker(
 ) -> tuple[nn.Module, FitResult]:
     """A ranker trained on the impressions by cross-entropy; AUC on the validation part chooses the epoch.
 
-    Where the log holds only what was taken, each event is set against `NEGATIVES` items drawn by popularity.
+    Where the log holds only what was taken, each of the `NEWEST` events is set against `NEGATIVES` items drawn by
+    popularity.
     """
-    training = training.filled(epochs=20, batch_size=2048, lr=1e-3, patience=2)
+    training = training.filled(epochs=20, batch_size=2048, lr=1e-3, patience=2, schedule="constant")
     model: Any = choice.build(dataset.spec, seed=training.seed)
     train = _impressions(dataset, "train", model, training.max_len)
     valid = Batches(_impressions(dataset, "valid", model, training.max_len), 8192, seed=training.seed)
@@ -301,8 +309,9 @@ def _fit(
     validate: Any,
     metric: str,
     folder: Path | None,
-    schedule: Callable[[int], float] | None = None,
 ) -> FitResult:
+    steps = len(batches) * (training.epochs or 1)
+    cosine = Cosine(steps, warmup=min(2 * len(batches), steps // 10))
     return fit(
         model,
         batches,
@@ -314,7 +323,7 @@ def _fit(
         validate=validate,
         metric=metric,
         folder=folder,
-        schedule=schedule,
+        schedule=cosine if training.schedule == "cosine" else None,
         seed=training.seed,
         progress=training.progress,
     )

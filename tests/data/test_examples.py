@@ -19,6 +19,7 @@ from funnelrec.core.schema import Schema
 from funnelrec.data.batches import Batches, counter_generator
 from funnelrec.data.dataset import Dataset
 from funnelrec.data.examples import Impressions, NextItem, Queries
+from funnelrec.data.sources import simulate
 from funnelrec.data.split import GlobalTime, LeaveLastOut, Ratio
 from funnelrec.data.tables import Tables
 from tests.data import worlds
@@ -260,3 +261,13 @@ def test_faults_are_named(data: Dataset) -> None:
         inspect.unwrap(NextItem.__init__)(object.__new__(NextItem), data, "train", max_len=2, mode="first")
     with pytest.raises(ValueError, match=r"negative_sampling must be uniform or popularity, received 'hard'"):
         inspect.unwrap(Impressions.__init__)(object.__new__(Impressions), data, "train", negative_sampling="hard")
+
+
+def test_newest_keeps_the_last_events_of_the_part(tmp_path: Path) -> None:
+    dataset = Dataset.build(simulate.load(users=20, items=80, events=800).tables, tmp_path / "d")
+    whole, last = Impressions(dataset, "train"), Impressions(dataset, "train", newest=7)
+    assert len(last) == 7
+    expected = whole.gather(torch.arange(len(whole) - 7, len(whole)))
+    assert torch.equal(last.gather(torch.arange(7)).ids, expected.ids)
+    with pytest.raises(ValueError, match="newest is a number of events"):
+        Impressions(dataset, "train", newest=0)

@@ -49,6 +49,7 @@ class Impressions:
     the same user and moment with label 0, so a batch has B * (1 + n) rows. They are drawn from the items of the
     training part, "uniform" or by "popularity", and are never the item itself nor one of the user's history (but for
     a user who knows nearly all of them: at most 10 redraws).
+    newest=n keeps the last n of the part's events.
     """
 
     def __init__(
@@ -59,8 +60,11 @@ class Impressions:
         max_len: int = 0,
         negatives: int = 0,
         negative_sampling: Literal["uniform", "popularity"] = "uniform",
+        newest: int | None = None,
     ) -> None:
         _need_length(max_len, 0)
+        if newest is not None and newest < 1:
+            raise ValueError(f"newest is a number of events, at least 1, or None, received {newest}")
         if negatives < 0:
             raise ValueError(f"negatives is a number of items for each positive event, received {negatives}")
         if negative_sampling not in ("uniform", "popularity"):
@@ -79,6 +83,7 @@ class Impressions:
             if len(rows) and not int(self._mass[-1]):
                 raise ValueError("no negatives can be drawn: the training part has no positive event")
         self._size = len(rows)
+        rows = rows if newest is None else rows[-newest:]
         # The facts lie in the order of time, so the rows of a split by time are one range: no second look-up.
         self._first = int(rows[0]) if len(rows) else 0
         one_range = len(rows) == 0 or int(rows[-1]) - self._first == len(rows) - 1
