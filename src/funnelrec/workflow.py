@@ -151,7 +151,7 @@ def train_matcher(
     training = training.filled(
         epochs=60 if sequence else 400,
         batch_size=128 if sequence else 256,
-        lr=4e-3 if sequence else 1e-3,
+        lr=4e-3 if sequence else 5e-3,
         patience=20 if sequence else 25,
         schedule="cosine" if sequence else "constant",
     )

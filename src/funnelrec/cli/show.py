@@ -33,7 +33,8 @@ def line(text: str) -> None:
 def _grid(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str]], right: bool = False) -> None:
     table = Table(title=title, title_justify="left", header_style="bold", title_style="bold", box=None, pad_edge=False)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if right and number else "left", no_wrap=right and bool(number), overflow="fold")
+        figures = right and number > 0
+        table.add_column(column, justify="right" if figures else "left", no_wrap=figures, overflow="fold")
     for row in rows:
         table.add_row(*row)
     console.print(table)

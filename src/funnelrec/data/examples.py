@@ -82,8 +82,8 @@ class Impressions:
             self._mass = (counts if negative_sampling == "popularity" else (counts > 0).long()).cumsum(0)
             if len(rows) and not int(self._mass[-1]):
                 raise ValueError("no negatives can be drawn: the training part has no positive event")
-        self._size = len(rows)
         rows = rows if newest is None else rows[-newest:]
+        self._size = len(rows)
         # The facts lie in the order of time, so the rows of a split by time are one range: no second look-up.
         self._first = int(rows[0]) if len(rows) else 0
         one_range = len(rows) == 0 or int(rows[-1]) - self._first == len(rows) - 1
