@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> int:
 def demo(
     out: Out = Path("demo.funnel"),
     seed: Annotated[int, typer.Option(help="Of the world and the training.")] = 0,
-    users: Annotated[int, typer.Option(min=50, help="People of the simulated world.")] = 4000,
+    users: Annotated[int, typer.Option(min=50, help="People of the simulated world.")] = 3000,
     items: Annotated[int, typer.Option(min=80, help="Items of the simulated world.")] = 2000,
     progress: Progress = True,
 ) -> None:
