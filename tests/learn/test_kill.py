@@ -34,7 +34,7 @@ def test_forty_kills_at_random_instants(harness: ModuleType, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("fault", ["rng", "position"])
 def test_planted_faults_are_caught(harness: ModuleType, tmp_path: Path, fault: str) -> None:
-    report = kills(harness, tmp_path, 4, 2, "--fault", fault)
+    report = kills(harness, tmp_path, 16, 2, "--fault", fault)  # one unlucky kill may fall where nothing is at stake
     assert report["equal"] < report["runs"], report
 
 
