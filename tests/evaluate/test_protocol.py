@@ -278,6 +278,16 @@ class TestRanker:
         assert a.user is None
         assert "gauc" not in a.means
 
+    def test_people_whom_training_never_saw_are_different_people(self) -> None:
+        """A model sees them all as row 1; AUC within a user and intervals over users must not."""
+        rows = torch.tensor([[0.0], [1.0], [10.0], [11.0]])
+        batch = Batch(numbers=rows, label=torch.tensor([0.0, 1.0, 0.0, 1.0]), user=torch.ones(4, dtype=torch.int64))
+        assert evaluate_ranker(FirstNumber(), [batch]).means["gauc"] == 0.75  # as if they were one
+        people = evaluate_ranker(FirstNumber(), [batch.replace(person=torch.tensor([7, 7, 8, 8]))])
+        assert people.means["gauc"] == 1.0
+        assert people.user is not None
+        assert people.user.tolist() == [7, 7, 8, 8]
+
     def test_asks_an_epoch_source_for_its_first_epoch(self) -> None:
         batches, _ = rows_world()
 

@@ -118,7 +118,10 @@ class MatchResult:
 
 @dataclass(frozen=True)
 class RankResult:
-    """Rows scored by one ranker: float32 `logits` and `labels` [n], int64 `user` [n] (None if the data has none)."""
+    """Rows scored by one ranker: float32 `logits` and `labels` [n], int64 `user` [n] (None if the data has none).
+
+    `user` tells people apart, also those whom training never saw: it is the batch's `person` where there is one.
+    """
 
     logits: Float[np.ndarray, "n"]
     labels: Float[np.ndarray, "n"]
@@ -422,8 +425,10 @@ def evaluate_ranker(
             score = model.forward(batch if device is None else batch.to(device))
             logits.append(score.float().cpu().numpy())
             labels.append(batch.label.float().cpu().numpy())
-            if "user" in batch:
-                users.append(batch.user.cpu().numpy().astype(np.int64))
+            # `user` is one row for everyone whom training never saw, but they are different people
+            who = next((name for name in ("person", "user") if name in batch), None)
+            if who is not None:
+                users.append(batch[who].cpu().numpy().astype(np.int64))
     if not logits:
         raise ValueError("no batches to score; is this part of the split empty?")
     return RankResult.of(
