@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from funnelrec.core.schema import Spec
+from funnelrec.core.schema import Schema, Spec
 from funnelrec.data.dataset import Dataset
 from funnelrec.data.sources import simulate
+from funnelrec.data.split import LeaveLastOut
+from funnelrec.data.tables import Tables
 from funnelrec.learn.losses import FullSoftmax, SampledSoftmax
 from funnelrec.match.sasrec import SASRec
 from funnelrec.workflow import (
@@ -47,6 +49,7 @@ def taken_only(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         ("sasrec", "match/sasrec", {}),
         (" sasrec(dropout=0.5, max_len=20) ", "match/sasrec", {"dropout": 0.5, "max_len": 20}),
         ("popularity(half_life=None)", "match/popularity", {"half_life": None}),
+        ("match/sasrec(max_len=20)", "match/sasrec", {"max_len": 20}),  # as `funnelrec models` writes it
     ],
 )
 def test_a_choice_is_read_as_written(text: str, name: str, config: dict[str, object]) -> None:
@@ -60,6 +63,43 @@ def test_a_choice_is_read_as_written(text: str, name: str, config: dict[str, obj
 def test_anything_but_names_and_plain_values_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"a model is written sasrec or sasrec\(dropout=0\.2\), received|no model"):
         Choice.parse(text, "match")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, received 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, received 0"),
+        ({"patience": 0}, "patience must be at least 1, received 0"),
+        ({"max_len": 0}, "max_len must be at least 1, received 0"),
+        ({"lr": 0.0}, r"lr must be positive, received 0\.0"),
+    ],
+)
+def test_a_setting_that_trains_nothing_is_refused_and_not_replaced(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Training(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["sasrec", "comirec_sa"])
+def test_a_log_without_a_single_sequence_is_named(name: str, tmp_path: Path) -> None:
+    import polars as pl
+
+    events = pl.DataFrame({"user": range(50), "item": [i % 7 for i in range(50)], "time": range(50)})
+    dataset = Dataset.build(Tables(events, Schema(user="user", item="item", time="time")), tmp_path / "d")
+    with pytest.raises(ValueError, match="there is no batch to train on"):
+        train_matcher(dataset, Choice(f"match/{name}"), Training(epochs=1, progress=False))
+
+
+def test_recent_popularity_is_recent_also_in_the_legacy_split(tmp_path: Path) -> None:
+    """There moments are ordinals, but a half-life is in days."""
+    tables = simulate.load(users=100, items=80, events=6000).tables
+    dataset = Dataset.build(tables, tmp_path / "d", split=LeaveLastOut())
+    counts = [
+        train_matcher(dataset, Choice("match/popularity", {"half_life": days}), Training())[0].scores  # type: ignore[attr-defined]
+        for days in (None, 1.0, 1e9)
+    ]
+    assert torch.allclose(counts[0], counts[2])
+    assert counts[1].sum() < 0.5 * counts[0].sum()
 
 
 def test_a_choice_builds_the_same_weights_again_and_leaves_other_randomness_alone() -> None:

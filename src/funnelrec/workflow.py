@@ -73,7 +73,7 @@ class Choice:
         """Read what a person wrote. Only numbers, words, booleans and tuples of them are accepted as arguments."""
         wrong = ValueError(f"a model is written sasrec or sasrec(dropout=0.2), received {text!r}")
         try:
-            node = ast.parse(text.strip(), mode="eval").body
+            node = ast.parse(text.strip().removeprefix(f"{stage}/"), mode="eval").body
         except SyntaxError:
             raise wrong from None
         arguments: dict[str, Any] = {}
@@ -126,6 +126,14 @@ class Training:
     seed: int = 0
     progress: bool = True
 
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "patience", "max_len"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, received {value}")
+        if self.lr is not None and not self.lr > 0:
+            raise ValueError(f"lr must be positive, received {self.lr}")
+
     def filled(self, **defaults: Any) -> Training:
         """The same with `defaults` where nothing was said."""
         missing = {k: v for k, v in defaults.items() if getattr(self, k) is None}
@@ -144,7 +152,7 @@ def train_matcher(
     """
     model: Any = choice.build(dataset.spec, seed=training.seed, max_len=training.max_len)
     if not hasattr(model, "encode_users"):
-        model.fit(*dataset.positives("train"))
+        model.fit(*dataset.taken("train"))
         return model, None
     sequence = hasattr(model, "encode_positions")
     max_len = int(getattr(model, "max_len", training.max_len))
@@ -221,7 +229,7 @@ def train_fallback(dataset: Dataset) -> RecentlyPopular:
 
     A saved funnel falls back on all events; an evaluation must not know those it asks about.
     """
-    return RecentlyPopular(dataset.spec, half_life=FALLBACK_HALF_LIFE).fit(*dataset.positives("train"))
+    return RecentlyPopular(dataset.spec, half_life=FALLBACK_HALF_LIFE).fit(*dataset.taken("train"))
 
 
 def evaluate_matchers(
@@ -311,7 +319,7 @@ def _fit(
     folder: Path | None,
 ) -> FitResult:
     steps = len(batches) * (training.epochs or 1)
-    cosine = Cosine(steps, warmup=min(2 * len(batches), steps // 10))
+    wave = training.schedule == "cosine" and steps > 0  # without a batch `fit` says what is wrong
     return fit(
         model,
         batches,
@@ -323,7 +331,7 @@ def _fit(
         validate=validate,
         metric=metric,
         folder=folder,
-        schedule=cosine if training.schedule == "cosine" else None,
+        schedule=Cosine(steps, warmup=min(2 * len(batches), steps // 10)) if wave else None,
         seed=training.seed,
         progress=training.progress,
     )

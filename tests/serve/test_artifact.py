@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from funnelrec.serve import artifact
 from funnelrec.serve.artifact import MANIFEST, ArtifactError, read_artifact, write_artifact
 
 SMALL = {"match.safetensors": bytes(range(64)), "catalogue.arrow": b"ARROW1" * 8}
@@ -124,6 +125,40 @@ def test_a_newer_format_and_a_missing_folder_say_what_to_do(tmp_path: Path) -> N
 def test_a_wrong_member_name_is_refused_when_writing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be a member's name"):
         write_artifact(tmp_path, {}, {"match.pkl": b""})
+
+
+def test_a_reader_goes_on_with_the_funnel_that_replaced_the_one_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_artifact(tmp_path, {"version": 1}, version(1))
+    real, calls = artifact._read_member, []
+
+    def replaced_meanwhile(folder: Path, entry: dict[str, object]) -> bytes:
+        calls.append(entry["file"])
+        if len(calls) == 2:
+            write_artifact(tmp_path, {"version": 2}, version(2))
+        return real(folder, entry)
+
+    monkeypatch.setattr(artifact, "_read_member", replaced_meanwhile)
+    assert whole_versions(tmp_path) == 2
+    next(tmp_path.glob("part_2.*")).unlink()
+    with pytest.raises(ArtifactError, match=r"part_2\..* is missing"):
+        read_artifact(tmp_path)
+
+
+def test_writers_wait_for_one_another(tmp_path: Path) -> None:
+    """Else the tidying of one removes the members that the other has written but not yet named."""
+    write_artifact(tmp_path, {"version": 0}, version(0))
+    with artifact._only_writer(tmp_path):
+        child = os.fork()
+        if child == 0:
+            write_artifact(tmp_path, {"version": 1}, version(1))
+            os._exit(0)
+        time.sleep(0.3)
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
+        assert whole_versions(tmp_path) == 0
+    assert os.waitpid(child, 0)[1] == 0
+    assert whole_versions(tmp_path) == 1
 
 
 def version(number: int) -> dict[str, bytes]:

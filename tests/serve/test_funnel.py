@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickletools
 import random
@@ -17,9 +18,11 @@ import torch
 
 from funnelrec.core.schema import Category, Number, Schema
 from funnelrec.data.dataset import Dataset
+from funnelrec.data.split import LeaveLastOut, Ratio
 from funnelrec.data.tables import Tables
 from funnelrec.match.comirec_sa import ComiRecSA
 from funnelrec.match.item_cf import ItemCF
+from funnelrec.match.popularity import Popularity
 from funnelrec.rank.din import DIN
 from funnelrec.rerank.diversity import ControllableDiversity
 from funnelrec.rerank.mmr import MMR
@@ -162,6 +165,72 @@ def test_items_seen_before_are_left_out_unless_asked_for(funnel: Funnel, dataset
     assert not {105, 106} & set(funnel.recommend(history=[105, 106], k=40).ids)
 
 
+def test_numbers_of_numpy_are_ids_too(funnel: Funnel) -> None:
+    plain = funnel.recommend(history=[105, 106], k=5)
+    assert funnel.recommend(history=list(np.array([105, 106])), k=5) == plain
+    assert funnel.recommend_many([unchecked(history=[105, 106], k=np.int64(5))]) == [plain]
+    assert unchecked(user=np.int64(7)).user == 7
+
+
+@pytest.fixture(scope="module")
+def flagged(tmp_path_factory: pytest.TempPathFactory) -> Tables:
+    """Events and items with columns of True and False, whole floats, and lists."""
+    rng = np.random.default_rng(5)
+    n = 400
+    events = pl.DataFrame(
+        {
+            "user": rng.integers(0, 20, n),
+            "item": rng.integers(0, 30, n),
+            "time": np.arange(n) * 3600,
+            "member": rng.random(n) < 0.5,
+            "floor": rng.integers(0, 3, n).astype(np.float64),
+            "tags": [["new", "cheap"][: i % 3] for i in range(n)],
+        }
+    )
+    schema = Schema(
+        user="user",
+        item="item",
+        time="time",
+        context=(Category("member"), Category("floor"), Category("tags", many=True)),
+        items=(Category("adult"),),
+    )
+    return Tables(events, schema, items=pl.DataFrame({"item": np.arange(30), "adult": [i % 2 == 0 for i in range(30)]}))
+
+
+def test_values_of_a_request_mean_what_they_mean_in_a_table(flagged: Tables, tmp_path: Path) -> None:
+    dataset = Dataset.build(flagged, tmp_path / "d")
+    funnel = Funnel.build(dataset, matcher=Popularity(dataset.spec).fit(*dataset.taken("train")))
+    for row in flagged.events.head(12).iter_rows(named=True):
+        context = {name: row[name] for name in ("member", "floor", "tags")}
+        table = flagged.events.filter(pl.col("time") == row["time"])
+        assert funnel.store.encode_contexts([context])[0].tolist() == dataset.encode_context(table)[0].tolist()
+    one, same = ({"tags": "new"}, {"tags": ["new"]})
+    assert funnel.store.encode_contexts([one])[0].tolist() == funnel.store.encode_contexts([same])[0].tolist()
+    assert {i % 2 for i in funnel.recommend(3, k=30, filters={"adult": True}).ids} == {0}
+
+
+def test_serving_knows_all_events_whatever_the_split(flagged: Tables, tmp_path: Path) -> None:
+    """Random rows keep test events out of the dataset's histories, but the items were taken all the same."""
+    for name, split in (("ratio", Ratio()), ("time", None), ("legacy", LeaveLastOut())):
+        dataset = Dataset.build(flagged, tmp_path / name, split=split)
+        funnel = Funnel.build(dataset, matcher=Popularity(dataset.spec).fit(*dataset.taken("train")))
+        for user in range(20):
+            taken = set(flagged.events.filter(pl.col("user") == user)["item"])
+            assert set(funnel.recommend(user, k=30).ids) == set(range(30)) - taken
+
+
+def test_the_fallback_counts_days_also_where_moments_are_ordinals(tmp_path: Path) -> None:
+    old, new = [(u, 1, 0) for u in range(6)], [(u, 2, 365 * 86_400) for u in range(6, 10)]
+    events = pl.DataFrame([*old, *new], schema=["user", "item", "time"], orient="row")
+    dataset = Dataset.build(
+        Tables(events, Schema(user="user", item="item", time="time")), tmp_path / "d", split=LeaveLastOut()
+    )
+    funnel = Funnel.build(dataset, matcher=Popularity(dataset.spec).fit(*dataset.taken("train")))
+    assert funnel.recommend("nobody", k=2).ids == [2, 1]
+    by_ordinal = Popularity(dataset.spec, half_life=7.0).fit(*dataset.positives("train"))  # the fault
+    assert dataset.item_vocabulary.decode(by_ordinal.scores.argmax()[None].numpy()).to_list() == [1]
+
+
 def test_filters_are_honoured(funnel: Funnel) -> None:
     answer = funnel.recommend("u03", k=40, filters={"kind": "red"})
     assert answer.items
@@ -202,13 +271,39 @@ def test_context_reaches_the_ranker(funnel: Funnel) -> None:
         ({"user": "u03", "diversity": -1.0}, "diversity must be 0 or a positive number"),
         ({"user": "u03", "diversity": float("nan")}, "diversity must be 0 or a positive number"),
         ({"history": "105,106"}, "a list of item ids, newest last, received '105,106'"),
-        ({"history": [105, None]}, "an item of a history is a number or a text"),
+        ({"history": [105, None]}, "an item of a history is a whole number or a text, received None"),
+        ({"history": [105, 2.5]}, "an item of a history is a whole number or a text, received 2.5"),
         ({"history": [1] * 10_001}, "at most 10000 items"),
     ],
 )
 def test_a_wrong_request_says_what_is_wrong(funnel: Funnel, options: dict[str, object], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         funnel.recommend(**options)  # type: ignore[arg-type]
+
+
+def unchecked(**options: object) -> Request:
+    """A request as it comes to be where nothing checks annotations, as in a user's program."""
+    request = object.__new__(Request)
+    for f in dataclasses.fields(Request):
+        object.__setattr__(request, f.name, options.get(f.name, f.default))
+    request.__post_init__()
+    return request
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"user": 7.0}, "a user is a whole number or a text, received 7.0"),
+        ({"user": True}, "a user is a whole number or a text, received True"),
+        ({"user": "u03", "diversity": "high"}, "diversity must be 0 or a positive number, received 'high'"),
+        ({"user": "u03", "filters": "red"}, "filters are written {name: value}, received 'red'"),
+        ({"user": "u03", "context": "phone"}, "context are written {name: value}, received 'phone'"),
+        ({"user": "u03", "k": 2.0}, "k must be a whole number from 1 to 1000, received 2.0"),
+    ],
+)
+def test_values_of_a_wrong_type_say_what_is_wrong(options: dict[str, object], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        unchecked(**options)
 
 
 def test_a_reranker_without_the_knob_says_so(dataset: Dataset, funnel: Funnel) -> None:

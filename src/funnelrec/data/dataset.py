@@ -149,6 +149,14 @@ class Dataset:
         rows = rows[self.events.label[rows] >= self.schema.positive]
         return self.events.person[rows], self.events.item[rows], self.events.moment[rows]
 
+    def taken(
+        self, part: Part | None = None
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """As `positives`, of all parts when none is named, with times in seconds also where moments are ordinals."""
+        rows = np.arange(len(self)) if part is None else self.rows(part)
+        rows = rows[self.events.label[rows] >= self.schema.positive]
+        return self.events.person[rows], self.events.item[rows], self.events.time[rows]
+
     @cached_property
     def train_item_counts(self) -> npt.NDArray[np.int64]:
         """Positive training events of each item row, int64 [N]."""

@@ -8,7 +8,9 @@
 
 **Atomic.** New members have new names, so writing them touches nothing that a reader could be using. The one rename
 of `funnel.json` is the commit: before it the folder is the old funnel, after it the new one, and there is no between.
-Members that the manifest no longer names are removed afterwards; after a kill they stay until the next save.
+Members that the manifest no longer names are removed afterwards; after a kill they stay until the next save. Writers of
+one folder wait for one another (a lock on the folder, which the system releases when its holder dies). A reader whose
+members were removed under its hands finds another manifest when it looks again, and reads that one.
 
 **Verified.** `funnel.json` carries its own SHA-256 and must be byte for byte what this module writes; each member must
 have the size and the SHA-256 that the manifest states. Members are hashed and parsed from the same bytes in memory.
@@ -17,11 +19,13 @@ safetensors alone would accept most flipped bits. Nothing here is ever executed:
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +67,23 @@ def write_artifact(folder: Path, manifest: Mapping[str, Any], members: Mapping[s
     `members`: name with its kind ("match.safetensors") -> content. The same inputs give the same bytes.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    with _only_writer(folder):
+        _write_artifact(folder, manifest, members)
+
+
+@contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Wait until no other process writes into the folder: its tidying would remove what this one has not named yet."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing alone would leave it with a child forked meanwhile
+        os.close(descriptor)
+
+
+def _write_artifact(folder: Path, manifest: Mapping[str, Any], members: Mapping[str, bytes]) -> None:
     files: dict[str, dict[str, Any]] = {}
     for name, content in sorted(members.items()):
         digest = hashlib.sha256(content).hexdigest()
@@ -91,10 +112,14 @@ def write_artifact(folder: Path, manifest: Mapping[str, Any], members: Mapping[s
 def read_artifact(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The manifest and the verified content of every member. Raises ArtifactError that names the faulty file."""
     manifest = _read_manifest(folder)
-    members = {}
-    for name, entry in manifest["files"].items():
-        members[name] = _read_member(folder, entry)
-    return manifest, members
+    while True:
+        try:
+            return manifest, {name: _read_member(folder, entry) for name, entry in manifest["files"].items()}
+        except (ArtifactError, FileNotFoundError):
+            newer = _read_manifest(folder)
+            if newer["sha256"] == manifest["sha256"]:
+                raise
+            manifest = newer  # replaced while it was read
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

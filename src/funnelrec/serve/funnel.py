@@ -102,7 +102,7 @@ class Funnel:
         """
         store = Store.of(dataset)
         fallback = Popularity(dataset.spec, half_life=FALLBACK_HALF_LIFE)
-        fallback.fit(*store.positives())
+        fallback.fit(*dataset.taken())
         return cls(
             store,
             matcher=matcher,

@@ -5,12 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
 __all__ = ["Recommendation", "Recommended", "Request", "RequestError"]
 
 MAX_K = 1_000
 MAX_HISTORY = 10_000
+
+
+def _is_whole(value: object) -> bool:
+    """True for whole numbers, NumPy's too."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, str) or _is_whole(value)
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, Real)
 
 
 class RequestError(ValueError):
@@ -35,14 +49,18 @@ class Request:
     def __post_init__(self) -> None:
         if self.user is None and self.history is None:
             raise RequestError("a request needs a user or a history; for a stranger give history=[]")
-        if not isinstance(self.user, int | str | None) or isinstance(self.user, bool):
-            raise RequestError(f"a user is a number or a text, received {self.user!r}")
-        if isinstance(self.k, bool) or not isinstance(self.k, int) or not 1 <= self.k <= MAX_K:
+        if self.user is not None and not _is_id(self.user):
+            raise RequestError(f"a user is a whole number or a text, received {self.user!r}")
+        if not _is_whole(self.k) or not 1 <= self.k <= MAX_K:
             raise RequestError(f"k must be a whole number from 1 to {MAX_K}, received {self.k!r}")
         if self.history is not None:
             self._check_history(self.history)
-        if self.diversity is not None and not 0 <= self.diversity < float("inf"):
+        if self.diversity is not None and not (_is_real(self.diversity) and 0 <= self.diversity < float("inf")):
             raise RequestError(f"diversity must be 0 or a positive number, received {self.diversity!r}")
+        for name in ("filters", "context"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Mapping):
+                raise RequestError(f"{name} are written {{name: value}}, received {value!r}")
 
     @staticmethod
     def _check_history(history: Sequence[Any]) -> None:
@@ -50,9 +68,9 @@ class Request:
             raise RequestError(f"a history is a list of item ids, newest last, received {history!r}")
         if len(history) > MAX_HISTORY:
             raise RequestError(f"a history has at most {MAX_HISTORY} items, received {len(history)}; send the newest")
-        wrong = next((h for h in history if isinstance(h, bool) or not isinstance(h, int | str)), None)
-        if wrong is not None or None in history:
-            raise RequestError(f"an item of a history is a number or a text, received {wrong!r}")
+        wrong = [h for h in history if not _is_id(h)]
+        if wrong:
+            raise RequestError(f"an item of a history is a whole number or a text, received {wrong[0]!r}")
 
     def options(self) -> tuple[Any, ...]:
         """What requests must share to be answered in one batch."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.feather as feather
@@ -56,8 +56,12 @@ class Store:
         if dataset.schema.is_rows:
             raise ValueError("a funnel recommends items to users; this dataset is a plain table of rows without them")
         features = Features(dataset.spec, **{n: getattr(dataset.features, n).clone() for n in FEATURES})
-        own = dataset.histories
-        histories = Histories(*(a.clone().numpy() for a in (own.offsets, own.items, own.times)))
+        # Of all parts: a dataset whose parts are random rows keeps its test events out of its own histories.
+        events = dataset.events
+        chosen = events.label >= dataset.schema.positive
+        histories = Histories.build(
+            events.person[chosen], events.item[chosen], events.moment[chosen], dataset.histories.num_users
+        )
         return cls(
             schema=dataset.schema,
             spec=dataset.spec,
@@ -67,12 +71,12 @@ class Store:
             histories=histories,
             people=dataset.people,
             catalogue=dataset.catalogue,
-            now=int(own.times.max()) + 1 if len(own.times) else 0,
+            now=int(histories.times.max()) + 1 if len(histories.times) else 0,
             fingerprint=dataset.fingerprint,
         )
 
     # ------------------------------------------------------------------------------------------------ ids to rows
-    def persons(self, users: Sequence[int | str | None]) -> Int[Tensor, "B"]:
+    def persons(self, users: Sequence[Any]) -> Int[Tensor, "B"]:
         """Rows of the histories; row 1, whose history is empty, for None and for strangers."""
         wanted = pl.Series("user", [None if u is None else str(u) for u in users], dtype=pl.String)
         rows = torch.tensor(self.people.encode(wanted), dtype=torch.int64)
@@ -82,7 +86,7 @@ class Store:
         """Rows of the models' user tables; row 1 for whom training never saw."""
         return persons.masked_fill(persons >= self.spec.num_users, UNKNOWN)
 
-    def item_rows(self, lists: Sequence[Sequence[int | str]]) -> list[Int[Tensor, "n"]]:
+    def item_rows(self, lists: Sequence[Sequence[Any]]) -> list[Int[Tensor, "n"]]:
         """The rows of the items of each list; row 1 for an item that is not in the catalogue."""
         flat = pl.Series("item", [str(i) for ids in lists for i in ids], dtype=pl.String)
         vocabulary = self.vocabularies[str(self.schema.item)]
@@ -91,13 +95,11 @@ class Store:
 
     def history_length(self, max_len: int) -> int:
         """Slots of a history that serve both the matcher and the ranker."""
-        return max(max_len, min(MAX_HISTORY, int((self.histories.offsets[1:] - self.histories.offsets[:-1]).max())))
+        return max(max_len, min(MAX_HISTORY, self._longest_history))
 
-    def positives(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """All events of the histories: person, item, time, int64 each."""
-        counts = self.histories.offsets[1:] - self.histories.offsets[:-1]
-        person = torch.repeat_interleave(torch.arange(len(counts)), counts)
-        return person.numpy(), self.histories.items.long().numpy(), self.histories.times.numpy()
+    @cached_property
+    def _longest_history(self) -> int:
+        return int((self.histories.offsets[1:] - self.histories.offsets[:-1]).max())
 
     # ------------------------------------------------------------------------------------------ items and context
     def item_attribute(self, field: str) -> Int[Tensor, "N G"]:
@@ -128,7 +130,7 @@ class Store:
             if not wanted:
                 raise RequestError(f"the filter '{field}' needs at least one value; leave it out to allow all")
             rows = self.item_attribute(field)
-            texts = pl.Series(field, [str(v) for v in wanted], dtype=pl.String)
+            texts = pl.Series(field, [_word(v, self.vocabularies[field]) for v in wanted], dtype=pl.String)
             codes = torch.tensor(self.vocabularies[field].encode(texts), dtype=torch.int64)
             if bool((codes < FIRST_KNOWN).any()):
                 missing = wanted[int((codes < FIRST_KNOWN).nonzero()[0])]
@@ -149,18 +151,21 @@ class Store:
         for field in self.schema.context:
             values = [c.get(field.name) for c in contexts]
             if isinstance(field, Number):
-                wrong = next((v for v in values if v is not None and not isinstance(v, int | float)), None)
+                wrong = next((v for v in values if v is not None and not isinstance(v, Real)), None)
                 if wrong is not None:
                     raise RequestError(f"the context field '{field.name}' is a number, received {wrong!r}")
-                columns[field.name] = pl.Series(field.name, values, dtype=pl.Float64)
-            elif isinstance(field, Category) and field.many:
                 columns[field.name] = pl.Series(
-                    field.name, [None if v is None else [str(x) for x in v] for v in values], dtype=pl.List(pl.String)
+                    field.name, [None if v is None else float(v) for v in values], dtype=pl.Float64
                 )
+                continue
+            vocabulary = self.vocabularies[field.name]
+            if isinstance(field, Category) and field.many:
+                lists = [[v] if v is None or isinstance(v, str) or not isinstance(v, Iterable) else v for v in values]
+                words = [[_word(x, vocabulary) for x in v] for v in lists]
+                columns[field.name] = pl.Series(field.name, words, dtype=pl.List(pl.String))
             else:
-                columns[field.name] = pl.Series(
-                    field.name, [None if v is None else str(v) for v in values], dtype=pl.String
-                )
+                words_of_all = [_word(v, vocabulary) for v in values]
+                columns[field.name] = pl.Series(field.name, words_of_all, dtype=pl.String)
         if not columns:
             return torch.zeros(len(contexts), 0, dtype=torch.int32), torch.zeros(len(contexts), 0)
         ids, numbers = encode_fields(
@@ -217,6 +222,15 @@ class Store:
             now=manifest["now"],
             fingerprint=manifest["fingerprint"],
         )
+
+
+def _word(value: Any, vocabulary: Vocabulary | HashVocabulary) -> str | None:
+    """A value of a request as a vocabulary is asked for it: where it holds integers, True is 1 and 7.0 is 7."""
+    if value is None:
+        return None
+    integers = isinstance(vocabulary, HashVocabulary) or vocabulary.dtype == "int64"
+    whole = isinstance(value, bool | np.bool_) or (isinstance(value, float) and value.is_integer())
+    return str(int(value)) if integers and whole else str(value)
 
 
 def _arrow(table: pa.Table) -> bytes:
