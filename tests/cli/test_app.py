@@ -8,9 +8,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from funnelrec.cli import show
 from funnelrec.cli.app import run
+from funnelrec.cli.fit import _choices, trained
 from funnelrec.data.sources import simulate
+from funnelrec.learn.fit import FitResult
 from funnelrec.serve.funnel import Funnel
+from funnelrec.serve.request import Recommendation, Recommended
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +102,8 @@ def test_prepare_accounts_for_every_row(shop: Path, tmp_path: Path, capsys: pyte
         ("fit simulate -o x --match sasrec(dropout=open)", "a model is written sasrec or sasrec(dropout=0.2)"),
         ("fit simulate -o x --match none", "a funnel needs a matcher"),
         ("fit simulate -o x --rerank diversity,mmr", "a funnel has one reranker"),
+        ("fit simulate -o x --match sasrec,sasrec(dropout=0.5)", "sasrec stands twice in 'sasrec,sasrec(dropout=0.5)'"),
+        ("fit . -o x", ". is a folder; give the path of one table"),
         ("fit simulate -o x --items items.csv", "brings its own tables and schema; leave out --items"),
         ("recommend nowhere --user 3", "nowhere is not a funnel"),
         ("recommend nowhere", "say for whom"),
@@ -121,6 +127,67 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a funnel"):
         run(["recommend", str(tmp_path), "--user", "3", "--debug"])
+
+
+def test_commas_inside_brackets_do_not_part_models() -> None:
+    text = "deepfm(dropout=0.1, hidden=(100, 50)), din(hidden=[8,4],softmax=True),fm"
+    assert [(c.label, dict(c.config)) for c in _choices(text, "rank")] == [
+        ("deepfm", {"dropout": 0.1, "hidden": (100, 50)}),
+        ("din", {"hidden": [8, 4], "softmax": True}),
+        ("fm", {}),
+    ]
+
+
+def test_times_that_are_not_there_are_asked_for_in_words_of_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "e.csv").write_text("user,item\n" + "".join(f"{i % 5},{i % 7}\n" for i in range(60)))
+    words = ["data", "prepare", str(tmp_path / "e.csv"), "-o", str(tmp_path / "d")]
+    assert run(words) == 2
+    assert "--split ratio" in capsys.readouterr().err
+    assert run([*words, "--split", "ratio"]) == 0
+
+
+def test_sources_hear_how_many_bad_rows_are_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = "1\t" + "\t".join(["3"] * 13 + ["ab"] * 26)
+    (tmp_path / "train.txt").write_text("\n".join([good] * 30 + [good.replace("3", "three", 1)]) + "\n")
+    words = ["data", "prepare", f"criteo:{tmp_path}", "-o", str(tmp_path / "d"), "--split", "ratio"]
+    assert run(words) == 2
+    assert "train.txt:31" in capsys.readouterr().err
+    assert run([*words, "--max-bad-rows", "1"]) == 0
+
+
+def test_a_metric_that_cannot_be_measured_is_said_and_no_traceback() -> None:
+    result = FitResult([{"epoch": 0}], best_epoch=None, best_metric=None, seconds=1.0, stopped_by="epochs")
+    assert "validation auc not measurable" in trained("din", result, "auc")
+
+
+def test_the_matcher_that_is_best_on_validation_is_served_also_when_it_only_counts(shop: Path, tmp_path: Path) -> None:
+    words = f"fit {shop}/events.csv -o {tmp_path}/f --match sasrec(embedding_dim=2),item_cf --rank none --rerank none"
+    assert run([*words.split(), "--epochs", "1", "--lr", "1e-9", "--no-progress"]) == 0  # sasrec learns nothing
+    assert type(Funnel.load(tmp_path / "f").matcher).__name__ == "ItemCF"
+
+
+def test_a_filter_given_twice_is_refused(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["recommend", str(shop / "shop.funnel"), "--user", "7", "--where", "category=sea", "--where"]
+    assert run([*words, "category=sky"]) == 2
+    assert "the filter 'category' stands twice; write category=VALUE,VALUE" in capsys.readouterr().err
+
+
+def test_no_item_is_an_answer(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    item = Funnel.load(shop / "shop.funnel").recommend("7", k=1).items[0]
+    other = next(c for c in ("sea", "sky", "kitchen") if c != item.attributes["category"])
+    words = ["recommend", str(shop / "shop.funnel"), "--user", "7", "--where", f"item={item.item}"]
+    assert run([*words, "--where", f"category={other}"]) == 0
+    assert "(no item qualifies)" in capsys.readouterr().out
+
+
+def test_a_missing_attribute_is_blank_and_hides_no_column(capsys: pytest.CaptureFixture[str]) -> None:
+    items = [Recommended(i, 1.0, 1.0, i, {"title": title}) for i, title in enumerate((None, "Heat"))]
+    show.recommendation(Recommendation(items=tuple(items)))
+    shown = capsys.readouterr().out
+    assert "Heat" in shown
+    assert "None" not in shown
 
 
 def test_a_filter_without_a_value_is_refused(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:

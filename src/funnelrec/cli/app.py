@@ -25,7 +25,8 @@ STOPPED = (130, 143)  #: by SIGINT or SIGTERM, after the step was done and saved
 Events = Annotated[
     str,
     typer.Argument(
-        help="A table (CSV, Parquet, Arrow), or a source: movielens:PATH, movielens-100k, frappe:PATH, simulate."
+        help="A table (CSV, Parquet, Arrow), or a source: movielens[:PATH], movielens-100k[:PATH], frappe:PATH, "
+        "criteo:PATH, simulate."
     ),
 ]
 Items = Annotated[Path | None, typer.Option(help="The items table.")]
@@ -182,8 +183,8 @@ def _load(events: str, items: Path | None, users: Path | None, schema: Path | No
     sources: dict[str, Any] = {
         "movielens": lambda path: movielens.load(path, variant="1m", max_bad_rows=max_bad_rows),
         "movielens-100k": lambda path: movielens.load(path, variant="100k", max_bad_rows=max_bad_rows),
-        "frappe": frappe.load,
-        "criteo": criteo.load,
+        "frappe": lambda path: frappe.load(path, max_bad_rows=max_bad_rows),
+        "criteo": lambda path: criteo.load(path, max_bad_rows=max_bad_rows),
         "simulate": lambda path: simulate.load().tables,
     }
     name, _, path = events.partition(":")
@@ -201,5 +202,7 @@ def _filters(where: list[str]) -> dict[str, list[str]]:
         field, sign, values = text.partition("=")
         if not sign or not field or not values:
             raise ValueError(f"a filter is written FIELD=VALUE or FIELD=VALUE,VALUE, received {text!r}")
+        if field in filters:
+            raise ValueError(f"the filter '{field}' stands twice; write {field}=VALUE,VALUE for items that have either")
         filters[field] = values.split(",")
     return filters

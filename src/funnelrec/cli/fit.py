@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -63,14 +62,32 @@ class Plan:
 def _choices(text: str, stage: str) -> tuple[Choice, ...]:
     if text.strip().lower() in ("", "none"):
         return ()
-    parts = re.split(r",(?![^(]*\))", text)  # commas outside brackets
-    return tuple(Choice.parse(part, stage) for part in parts)
+    choices = tuple(Choice.parse(part, stage) for part in _parts(text))
+    labels = [c.label for c in choices]
+    twice = next((name for name in labels if labels.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice} stands twice in {text!r}; fit the other one into a folder of its own")
+    return choices
+
+
+def _parts(text: str) -> list[str]:
+    """`text` cut at the commas that stand outside brackets."""
+    depth, parts = 0, [""]
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def prepare_dataset(tables: Tables, folder: Path, split: str) -> Dataset:
     """The dataset of `tables` at `folder`."""
     if split not in SPLITS:
         raise ValueError(f"--split is one of {', '.join(SPLITS)}, received {split!r}")
+    if tables.part is None and split == "time" and tables.schema.time is None:
+        raise ValueError("--split time needs a column of times; name it as 'time' in a --schema, or give --split ratio")
     return Dataset.build(tables, folder, split=None if tables.part is not None else SPLITS[split]())
 
 
@@ -81,10 +98,10 @@ def fit_funnel(tables: Tables, out: Path, plan: Plan, training: Training, *, spl
     which serving does not need. A run that was killed goes on where it was.
     """
     show.tables(tables)
+    if tables.schema.is_rows:
+        raise ValueError("a funnel needs users and items; for a plain table of rows see recipes/rank/frappe.py")
     dataset = prepare_dataset(tables, out / "work" / "dataset", split)
     show.dataset(dataset)
-    if dataset.schema.is_rows:
-        raise ValueError("a funnel needs users and items; for a plain table of rows see recipes/rank/frappe.py")
     field = _diversity_field(dataset, plan)
     report = Report(f"funnelrec fit: {tables.name}", _facts(dataset, split))
 
@@ -94,8 +111,10 @@ def fit_funnel(tables: Tables, out: Path, plan: Plan, training: Training, *, spl
         model, result = train_matcher(dataset, choice, training, out / "work")
         matchers[choice.label] = model
         if result is not None:
-            best_on_validation[choice.label] = float(result.best_metric or 0.0)
             show.line(trained(choice.label, result, "ndcg@10"))
+        if len(plan.match) > 1:
+            measured = evaluate_matchers({choice.label: model}, dataset, part="valid", ks=(10,))
+            best_on_validation[choice.label] = measured[choice.label].means["ndcg@10"]
     results = evaluate_matchers(matchers, dataset, attribute=field)
     show.report_table(report.match_table(results, baselines=list(MATCH_BASELINES)))
     report.slice_table(results)
@@ -140,7 +159,7 @@ def trained(name: str, result: Any, metric: str) -> str:
     minutes = result.seconds / 60
     return (
         f"{name}: {len(result.history)} epochs in {minutes:.1f} min, best epoch {result.best_epoch}, "
-        f"validation {metric} {result.best_metric:.4f}"
+        f"validation {metric} {'not measurable' if result.best_metric is None else f'{result.best_metric:.4f}'}"
     )
 
 

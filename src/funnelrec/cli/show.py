@@ -58,8 +58,11 @@ def recommendation(answer: Recommendation, *, as_json: bool = False, title: str 
         data = {"fallback": answer.fallback, "items": [dataclasses.asdict(r) for r in answer.items]}
         console.print_json(json.dumps(data, default=str))
         return
-    names = [n for n, v in answer.items[0].attributes.items() if isinstance(v, str | int | float | list)]
-    names = names[:SHOWN_ATTRIBUTES] if answer.items else []
+    if not answer.items:
+        line("(no item qualifies)")
+        return
+    names = list(dict.fromkeys(n for r in answer.items for n, v in r.attributes.items() if _is_shown(v)))
+    names = names[:SHOWN_ATTRIBUTES]
     rows = [
         (
             str(place),
@@ -73,11 +76,15 @@ def recommendation(answer: Recommendation, *, as_json: bool = False, title: str 
     _grid(title, ("", "item", *names, "score", "place by match"), rows)
     if answer.fallback is not None:
         line(f"(recently popular items: {answer.fallback})")
-    if not answer.items:
-        line("(no item qualifies)")
+
+
+def _is_shown(value: Any) -> bool:
+    return isinstance(value, str | int | float | list)
 
 
 def _text(value: Any) -> str:
+    if value is None:
+        return ""
     if isinstance(value, list):
         return ", ".join(str(v) for v in value)
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -94,6 +94,8 @@ def read_table(
         raise ValueError(f"max_bad_rows must be 0 or more, received {max_bad_rows}")
     if isinstance(source, str | Path):
         path = Path(source)
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; give the path of one table, such as {path / 'events.csv'}")
         suffix = _suffix(path)
         if not path.is_file():
             raise ValueError(f"there is no file {path}; check the path")
