@@ -113,6 +113,7 @@ class Choice:
 class Training:
     """How to train. What is None is chosen by the kind of model (`train_matcher`, `train_ranker`).
 
+    resume: go on with the run that the folder holds; False begins anew.
     schedule: of the learning rate; "cosine" warms up for two epochs (a tenth of a short run) and falls to 0.
     """
 
@@ -125,6 +126,7 @@ class Training:
     weight_decay: float = 0.0
     seed: int = 0
     progress: bool = True
+    resume: bool = True
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "patience", "max_len"):
@@ -334,6 +336,7 @@ def _fit(
         schedule=Cosine(steps, warmup=min(2 * len(batches), steps // 10)) if wave else None,
         seed=training.seed,
         progress=training.progress,
+        resume=training.resume,
     )
 
 

@@ -174,6 +174,14 @@ def test_a_filter_given_twice_is_refused(shop: Path, capsys: pytest.CaptureFixtu
     assert "the filter 'category' stands twice; write category=VALUE,VALUE" in capsys.readouterr().err
 
 
+def test_other_settings_begin_anew_when_told_to(shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = f"fit {shop}/events.csv -o {tmp_path}/f --match sasrec(max_len=5) --rank none --epochs 1 --no-progress"
+    assert run(words.split()) == 0
+    assert run([*words.split(), "--lr", "0.01"]) == 2
+    assert "is another one (fit.lr" in capsys.readouterr().err
+    assert run([*words.split(), "--lr", "0.01", "--no-resume"]) == 0
+
+
 def test_no_item_is_an_answer(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     item = Funnel.load(shop / "shop.funnel").recommend("7", k=1).items[0]
     other = next(c for c in ("sea", "sky", "kitchen") if c != item.attributes["category"])

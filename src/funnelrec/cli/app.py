@@ -98,13 +98,21 @@ def fit(
     seed: int = 0,
     max_bad_rows: BadRows = 0,
     progress: Progress = True,
+    resume: Annotated[bool, typer.Option(help="Go on with the training that the folder holds, or begin anew.")] = True,
 ) -> None:
     """Train a funnel on your events, compare it with the baselines, and write it with its report."""
     from funnelrec.cli.fit import Plan, fit_funnel
     from funnelrec.workflow import Training
 
     training = Training(
-        epochs=epochs, batch_size=batch_size, lr=lr, patience=patience, max_len=max_len, seed=seed, progress=progress
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        patience=patience,
+        max_len=max_len,
+        seed=seed,
+        progress=progress,
+        resume=resume,
     )
     plan = Plan.parse(match=match, rank=rank, rerank=rerank, diversity_field=diversity_field, candidates=candidates)
     tables = _load(events, items, users, schema, max_bad_rows)

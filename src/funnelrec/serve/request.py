@@ -53,6 +53,7 @@ class Request:
             raise RequestError(f"a user is a whole number or a text, received {self.user!r}")
         if not _is_whole(self.k) or not 1 <= self.k <= MAX_K:
             raise RequestError(f"k must be a whole number from 1 to {MAX_K}, received {self.k!r}")
+        object.__setattr__(self, "k", int(self.k))
         if self.history is not None:
             self._check_history(self.history)
         if self.diversity is not None and not (_is_real(self.diversity) and 0 <= self.diversity < float("inf")):
