@@ -270,9 +270,9 @@ def _impressions(dataset: Dataset, part: Part, model: nn.Module, max_len: int) -
     negatives = 0 if dataset.schema.is_rows or holds_impressions(dataset) else NEGATIVES
     length = max_len if getattr(model, "reads_history", False) else 0
     newest = NEWEST if negatives else None
-    return Impressions(
-        dataset, part, max_len=length, negatives=negatives, negative_sampling="popularity", newest=newest
-    )
+    # uniform: negatives drawn by popularity teach a ranker to demote what is popular, and it then spoils the list that
+    # the matcher hands it (docs/results.md)
+    return Impressions(dataset, part, max_len=length, negatives=negatives, negative_sampling="uniform", newest=newest)
 
 
 def train_ranker(
@@ -280,8 +280,8 @@ def train_ranker(
 ) -> tuple[nn.Module, FitResult]:
     """A ranker trained on the impressions by cross-entropy; AUC on the validation part chooses the epoch.
 
-    Where the log holds only what was taken, each of the `NEWEST` events is set against `NEGATIVES` items drawn by
-    popularity.
+    Where the log holds only what was taken, each of the `NEWEST` events is set against `NEGATIVES` items drawn
+    uniformly.
     """
     training = training.filled(epochs=20, batch_size=2048, lr=1e-3, patience=2, schedule="constant")
     model: Any = choice.build(dataset.spec, seed=training.seed)
