@@ -138,7 +138,8 @@ class World:
     def history(self, history: Tensor) -> dict[str, Tensor]:
         """The tensors that describe a history [B, L] of item rows."""
         mask = history > 0
-        times = 1_000_000 - 60 * torch.arange(history.shape[1], 0, -1).expand_as(history)
+        ago = torch.arange(history.shape[1], 0, -1)  # a minute an item, and an hour before every second one: sessions
+        times = (1_000_000 - 60 * ago - 3600 * (ago // 2)).expand_as(history)
         return {
             "history": history,
             "mask": mask,
@@ -311,7 +312,8 @@ def check_padding_content(model: nn.Module, world: World) -> None:
     """What stands where the mask is False does not matter, neither to outputs nor to the loss."""
     batch = world.batch(16)
     garbage = torch.where(batch.mask, batch.history, 7)
-    dirty = batch.replace(history=garbage, history_ids=world.item_ids[garbage], history_times=garbage * 31)
+    times = torch.where(batch.mask, batch.history_times, 217)
+    dirty = batch.replace(history=garbage, history_ids=world.item_ids[garbage], history_times=times)
     assert same(quiet(model, dirty), quiet(model, batch)), "the content of the padding changes the output"
 
 

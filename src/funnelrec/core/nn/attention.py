@@ -84,7 +84,7 @@ class MultiHeadAttention(nn.Module):
         return joined if nothing is None else joined.masked_fill(nothing.unsqueeze(-1), 0.0)
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)  # (B, H, L, D/H)
+        return x.view(*x.shape[:2], self.num_heads, x.shape[2] // self.num_heads).transpose(1, 2)  # (B, H, L, D/H)
 
     @staticmethod
     def _allowed(queries: int, mask: Tensor | None, causal: bool) -> tuple[Tensor | None, Tensor | None]:
