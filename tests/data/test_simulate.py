@@ -153,6 +153,71 @@ def test_expected_clicks_are_those_of_the_policy_and_the_formula(world: World) -
         world.expected_clicks(np.array([0]), np.array([moment]))
 
 
+def test_a_session_is_about_one_interest() -> None:
+    """The same impressions with and without intent; within a session clicks agree on a topic, as neighbours do."""
+    plain, world = simulate.load(users=400, seed=3), simulate.load(users=400, seed=3, session_intent=1.0)
+    assert world.tables.events.drop("click", "watch_seconds").equals(plain.tables.events.drop("click", "watch_seconds"))
+    assert (world.click_probability <= plain.click_probability + 1e-12).all()
+    one = (world.interests.base > 0).sum(axis=1)[columns(world)["user"] - 1] == 1
+    np.testing.assert_array_equal(world.click_probability[one], plain.click_probability[one])
+
+    def agreement(some: World) -> tuple[float, float]:
+        """How often two clicks of a user in a row share their topic: within an hour, and across sessions."""
+        frame = some.tables.events.with_columns(topic=pl.Series(some.item_topic[columns(some)["item"] - 1]))
+        frame = frame.filter(pl.Series(~one) & (pl.col("click") == 1)).sort("user", "time", maintain_order=True)
+        pair = frame.with_columns(pl.col("topic", "time", "user").shift().name.suffix("_before")).filter(
+            pl.col("user") == pl.col("user_before")
+        )
+        same, near = pair["topic"] == pair["topic_before"], pair["time"] - pair["time_before"] < 3600
+        return float(same.filter(near).mean()), float(same.filter(~near).mean())  # type: ignore[arg-type]
+
+    (within, across), (plain_within, plain_across) = agreement(world), agreement(plain)
+    assert abs(plain_within - plain_across) < 0.03
+    assert within > plain_within + 0.15
+    assert plain_across + 0.05 < across < within - 0.05  # the intent stays, but not always
+
+
+def test_expected_clicks_with_intents_are_their_mean_over_intents() -> None:
+    """Sessions of one user drawn again and again: the intent follows the weights, the clicks the intent."""
+    world = simulate.load(users=300, items=200, seed=3, session_intent=0.7)
+    user = int(np.flatnonzero((world.interests.base > 0).sum(axis=1) == 3)[0]) + 1
+    moment = np.array([simulate.EPOCH + 30 * simulate.DAY])
+    subtopic, weight = world.interests.at(np.array([user - 1]), moment)
+    certain = np.zeros((1, 200))
+    for slot in range(3):
+        weights = np.where(np.arange(4) == slot, 1.0, 0.3)
+        match = np.zeros(200)
+        for other in range(3):
+            near = np.where(subtopic[0, other] // 4 == world.item_topic, simulate.SIBLING, 0.0)
+            near[subtopic[0, other] == world.item_subtopic] = 1.0
+            match = np.maximum(match, near * weights[other] * min(1.0, (weight[0, other] / simulate.FULL) ** 0.5))
+        certain += weight[0, slot] / (1 + np.exp(-(simulate.BASE + simulate.AFFINITY * match)))
+    expected = world.expected_clicks(np.array([user]), moment)[0]
+    likely = simulate._shown(world._items, subtopic, weight)[0] * (world._items.released <= moment)
+    assert np.corrcoef((expected / likely.clip(1e-12))[likely > 0], certain[0][likely > 0])[0, 1] > 0.9
+    wrong = world.expected_clicks(np.array([user % 300 + 1]), moment)[0]
+    assert np.corrcoef((wrong / likely.clip(1e-12))[likely > 0], certain[0][likely > 0])[0, 1] < 0.8
+
+
+def test_intents_stay_and_follow_the_weights() -> None:
+    """40,000 sessions: a new intent is drawn by the weights, and that of the session before stays with `STAYS`."""
+    interests = simulate.Interests(
+        subtopic=np.zeros((1, 4, 2), dtype=np.int64),
+        change=np.full((1, 4), simulate.NEVER),
+        base=np.array([[0.75, 0.25, 0.0, 0.0]]),
+        phase=np.zeros((1, 4)),
+        swing=0.0,
+    )
+    n = 40_000
+    shown = {"user": np.zeros(2 * n, np.int64), "time": np.arange(2 * n), "session": np.arange(2 * n) // 2}
+    intent = simulate._intents(shown, interests, seed=1)
+    assert (intent[0::2] == intent[1::2]).all()  # one a session
+    first = intent[::2]
+    assert (first == 1).mean() == pytest.approx(0.25, abs=0.02)
+    assert (first > 1).sum() == 0
+    assert (first[1:] == first[:-1]).mean() == pytest.approx(0.6 + 0.4 * (0.75**2 + 0.25**2), abs=0.01)
+
+
 def test_true_interests_are_named(world: World) -> None:
     found = world.true_interests(1)
     assert sum(found.values()) == pytest.approx(1.0)
@@ -251,6 +316,7 @@ def test_pictures_as_a_column() -> None:
         ({"days": 0}, "a world needs at least 1 days, received days=0"),
         ({"users": 100, "events": 99}, "at least one event a user, received events=99 for 100 users"),
         ({"noise": 1.5}, "noise is a share between 0 and 1, received noise=1.5"),
+        ({"session_intent": -0.1}, "session_intent is a share between 0 and 1, received session_intent=-0.1"),
     ],
 )
 def test_impossible_worlds_are_refused(options: dict[str, int], message: str) -> None:

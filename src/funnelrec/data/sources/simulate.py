@@ -9,10 +9,15 @@ exploration) shows items; a click happens with a probability that this file stat
 | term      | meaning                                                                                             |
 |-----------|-----------------------------------------------------------------------------------------------------|
 | `match`   | best over the user's interests now: strength · (1 in its sub-topic, `SIBLING` elsewhere in its topic) |
-| strength  | min(1, √(weight / `FULL`)): an interest with a share of `FULL` or more of the user counts in full    |
+| strength  | min(1, √(weight / `FULL`)): an interest with a share of `FULL` or more of the user counts in full;    |
+|           | times 1 − `session_intent` where the session is about another one                                    |
 | `quality` | of the item's brand, plus a little of the item's own                                                |
 | `length`  | long items do worse on phones and better on television                                              |
 | `price`   | members with a free plan avoid dear items, those with a premium plan like them                      |
+
+With `session_intent` (0 by default) every session is about one of the user's interests: that of the session before with
+chance `STAYS`, else one drawn by the weights. Nobody is told which; the clicks of a session, and of the ones before it,
+tell.
 
 `World.click_probability` gives that probability for every impression, so any ranker can be held against the best
 that is possible (the oracle), and `World.interest_agreement` holds the interests that a matcher found against the
@@ -62,8 +67,14 @@ CHANGE_BETWEEN = (0.05, 0.3)  #: ... at a moment between these shares of the use
 JOINED_BY = 0.3  #: everybody has joined by this share of the days, a third on the first
 LATE_ITEMS = 0.06  #: share of the items that come out during the days
 SESSION = (4, 11)  #: impressions of a session
+STAYS = 0.6  #: chance that a session is about what the one before was about
 
-_STREAMS = {"items": 1, "titles": 2, "pictures": 3, "users": 4, "sessions": 5, "policy": 6, "clicks": 7, "watch": 8}
+_STREAMS = {
+    name: number
+    for number, name in enumerate(
+        ("items", "titles", "pictures", "users", "sessions", "policy", "clicks", "watch", "intents"), start=1
+    )
+}
 
 _Ints = npt.NDArray[np.int64]
 _Floats = npt.NDArray[np.float64]
@@ -114,6 +125,7 @@ class World:
     interests: Interests = field(repr=False)
     item_subtopic: Int64[np.ndarray, "N"] = field(repr=False)
     seed: int
+    session_intent: float
     _users: _Users = field(repr=False)
     _items: _Items = field(repr=False)
 
@@ -127,15 +139,17 @@ class World:
         days: int = 60,
         events: int | None = None,
         noise: float = 0.01,
+        session_intent: float = 0.0,
         pictures: bool = False,
     ) -> World:
         """Draw a world.
 
         events: impressions to aim at, 165 a user by default; about a fifth fewer remain, for nothing is shown twice to
         anyone, nor before it is out. noise: share of the items whose `category` or `style` is not what they
-        are about. pictures: add the column `picture`, PNG bytes, to the items.
+        are about. session_intent: how much of an interest's strength is gone while a session is about another one,
+        0 (nothing) to 1. pictures: add the column `picture`, PNG bytes, to the items.
         """
-        _check(users, items, days, events, noise)
+        _check(users, items, days, events, noise, session_intent)
         people, catalogue = _Users(users, days, seed), _Items(items, days, noise, seed)
         shown = _sessions(people, days, events or 165 * users, seed)
         item = _policy(shown, catalogue, people.interests, seed)
@@ -143,7 +157,9 @@ class World:
         keep[keep] = _first_of_pair(shown["user"][keep] * items + item[keep])
         shown, item = {name: column[keep] for name, column in shown.items()}, item[keep]
 
-        match = _match(catalogue.subtopic[item], *people.interests.at(shown["user"], shown["time"]))
+        subtopic, weight = people.interests.at(shown["user"], shown["time"])
+        other = _other(_intents(shown, people.interests, seed), session_intent) if session_intent else None
+        match = _match(catalogue.subtopic[item], subtopic, weight, other)
         probability = 1.0 / (1.0 + np.exp(-_logit(match, shown, item, catalogue, people)))
         click = (_rng(seed, "clicks").random(len(item)) < probability).astype(np.int64)
         table = pl.DataFrame(
@@ -162,7 +178,7 @@ class World:
             drawn = _draw_pictures(np.arange(items, dtype=np.int64), catalogue.subtopic, seed)
             described = described.with_columns(pl.Series("picture", [_png(p) for p in drawn], dtype=pl.Binary))
         tables = Tables(table, about, users=people.table, items=described, name="simulate")
-        return cls(tables, probability, people.interests, catalogue.subtopic, seed, people, catalogue)
+        return cls(tables, probability, people.interests, catalogue.subtopic, seed, session_intent, people, catalogue)
 
     @cached_property
     def item_topic(self) -> Int64[np.ndarray, "N"]:
@@ -186,20 +202,25 @@ class World:
         """Chance that one impression of a user (id) at a moment shows an item and is clicked, for every item.
 
         Column j is item id j + 1. No order of the catalogue, made before the sessions that follow, brings more clicks
-        on average. Position and device, not known beforehand, stand at their mean effect.
+        on average, but for what earlier sessions tell of the intent of the next: that stands at the interests' weights.
+        Position and device, not known beforehand, stand at their mean effect.
         """
         self._require_users(user)
         subtopic, weight = self.interests.at(user - 1, time)
         likely = _shown(self._items, subtopic, weight)
         likely[time[:, None] < self._items.released] = 0.0
-        match = np.zeros_like(likely)
-        for slot in range(SLOTS):  # one interest at a time: [n, N] stays the largest array
-            one = _match(self.item_subtopic[None], subtopic[:, slot, None, None], weight[:, slot, None, None])
-            np.maximum(match, one, out=match)
         rest = self._items.quality + np.array(PRICE_FOR_PLAN)[self._users.plan[user - 1]][:, None] * self._items.dear
         device = 0.75 * np.array(LENGTH_ON_DEVICE)[self._users.device[user - 1]] + 0.25 * np.mean(LENGTH_ON_DEVICE)
         rest = rest + device[:, None] * self._items.length - POSITION_COST * np.mean(SESSION) / 2.0
-        clicks: _Floats = likely / (1.0 + np.exp(-(BASE + AFFINITY * match + rest)))
+        chance = np.zeros_like(likely)
+        for intent in range(SLOTS if self.session_intent else 1):
+            match = np.zeros_like(likely)
+            for slot in range(SLOTS):  # one interest at a time: [n, N] stays the largest array
+                one = _match(self.item_subtopic[None], subtopic[:, slot, None, None], weight[:, slot, None, None])
+                np.maximum(match, one * (1.0 - self.session_intent * (slot != intent)), out=match)
+            share = weight[:, intent, None] if self.session_intent else 1.0
+            chance += share / (1.0 + np.exp(-(BASE + AFFINITY * match + rest)))
+        clicks: _Floats = likely * chance
         return clicks
 
     def interest_agreement(
@@ -324,7 +345,31 @@ def _sessions(users: _Users, days: int, events: int, seed: int) -> dict[str, _In
         "time": time[order],
         "position": position[order],
         "device": device[session][order],
+        "session": session[order],
     }
+
+
+def _intents(shown: dict[str, _Ints], interests: Interests, seed: int) -> _Ints:
+    """The interest (its slot) that each impression's session is about."""
+    rng = _rng(seed, "intents")
+    _, first, row = np.unique(shown["session"], return_index=True, return_inverse=True)  # impressions lie in time order
+    user, start = shown["user"][first], shown["time"][first]
+    fresh, stays = rng.random(len(first)), rng.random(len(first)) < STAYS
+    weight = interests.at(user, start)[1]
+    drawn = (np.cumsum(weight, axis=1) < fresh[:, None]).sum(axis=1).clip(0, SLOTS - 1)
+    order = np.lexsort((start, user))
+    begins = np.ones(len(order), dtype=bool)  # of a row of sessions with one intent
+    begins[1:] = ~stays[order][1:] | (user[order][1:] != user[order][:-1])
+    since = np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))
+    intent = np.empty(len(order), dtype=np.int64)
+    intent[order] = drawn[order][since]
+    return intent[row]
+
+
+def _other(intent: _Ints, session_intent: float) -> _Floats:
+    """What is left [n, 4] of the strength of each interest in a session about the one `intent` [n]."""
+    left: _Floats = 1.0 - session_intent * (np.arange(SLOTS) != intent[:, None])
+    return left
 
 
 def _policy(shown: dict[str, _Ints], items: _Items, interests: Interests, seed: int) -> _Ints:
@@ -363,11 +408,13 @@ def _shown(items: _Items, subtopic: _Ints, weight: _Floats) -> _Floats:
     return chance + POLICY[2] / len(items.subtopic)
 
 
-def _match(item_subtopic: _Ints, subtopic: _Ints, weight: _Floats) -> _Floats:
-    """[n] in [0, 1] from the item's sub-topic [n] and the user's interests [n, 4]."""
+def _match(item_subtopic: _Ints, subtopic: _Ints, weight: _Floats, left: _Floats | None = None) -> _Floats:
+    """[n] in [0, 1] from the item's sub-topic [n] and the user's interests [n, 4], of which `left` is left."""
     same = subtopic == item_subtopic[..., None]
     related = subtopic // PER_TOPIC == (item_subtopic // PER_TOPIC)[..., None]
     strength = np.minimum(1.0, np.sqrt(weight / FULL))
+    if left is not None:
+        strength = strength * left
     best: _Floats = (strength * np.where(same, 1.0, np.where(related, SIBLING, 0.0))).max(axis=-1)
     return best
 
@@ -389,14 +436,15 @@ def _watch(click: _Ints, match: _Floats, minutes: _Ints, seed: int) -> _Ints:
 
 
 # ------------------------------------------------------------------------------------------------------------ helpers
-def _check(users: int, items: int, days: int, events: int | None, noise: float) -> None:
+def _check(users: int, items: int, days: int, events: int | None, noise: float, session_intent: float) -> None:
     for name, value, least in (("users", users, 1), ("items", items, len(SUBTOPICS)), ("days", days, 1)):
         if value < least:
             raise ValueError(f"a world needs at least {least} {name}, received {name}={value}")
     if events is not None and events < users:
         raise ValueError(f"a world needs at least one event a user, received events={events} for {users} users")
-    if not 0.0 <= noise <= 1.0:
-        raise ValueError(f"noise is a share between 0 and 1, received noise={noise}")
+    for name, share in (("noise", noise), ("session_intent", session_intent)):
+        if not 0.0 <= share <= 1.0:
+            raise ValueError(f"{name} is a share between 0 and 1, received {name}={share}")
 
 
 def _require_ids(what: str, ids: _Ints, most: int) -> None:
