@@ -24,7 +24,7 @@ from tests import contracts as c
 
 NOT_PERSONAL = {"match/popularity"}  # gives everyone the same list: its planted answer is another one
 CLASSES: dict[str, type[Any]] = {name: zoo.load(name) for name in zoo.names()}
-NEEDS_ITEMS = {n for n, cls in CLASSES.items() if getattr(cls, "reads_history", False)}  # refuse a table of rows
+NEEDS_ITEMS = {n for n, cls in CLASSES.items() if {"reads_history", "needs_items"} & set(dir(cls))}
 RANKERS = [n for n in CLASSES if n.startswith("rank/")]
 MATCHERS = [n for n in CLASSES if n.startswith("match/")]
 VECTORS = [n for n in MATCHERS if c.contract_of(CLASSES[n]) == "vectors"]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from funnelrec.core.nn.crosses import fm_pairs
+from funnelrec.core.nn.crosses import bi_interaction, fm_pairs, pair_index
 
 
 def test_by_hand() -> None:
@@ -27,3 +27,18 @@ def test_gradient_is_the_sum_of_the_others() -> None:
     e = torch.randn(2, 4, 3, requires_grad=True)
     fm_pairs(e).sum().backward()
     torch.testing.assert_close(e.grad, e.detach().sum(1, keepdim=True) - e.detach())
+
+
+def test_bi_interaction_sums_to_the_pairs_and_equals_the_double_loop() -> None:
+    e = torch.randn(5, 6, 4, dtype=torch.float64)
+    brute = sum(e[:, i] * e[:, j] for i in range(6) for j in range(i + 1, 6))
+    torch.testing.assert_close(bi_interaction(e), brute)
+    torch.testing.assert_close(bi_interaction(e).sum(1), fm_pairs(e))
+    torch.testing.assert_close(bi_interaction(e[:, torch.randperm(6)]), brute)
+
+
+def test_pair_index() -> None:
+    left, right = pair_index(4)
+    assert left.tolist() == [0, 0, 0, 1, 1, 2]
+    assert right.tolist() == [1, 2, 3, 2, 3, 3]
+    assert pair_index(1)[0].tolist() == []
