@@ -17,15 +17,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from funnelrec.core.schema import Past
 from funnelrec.data import _build
 from funnelrec.data.batches import counter_generator
 from funnelrec.data.dataset import Dataset
 from funnelrec.data.examples import Impressions, NextItem, Queries
 from funnelrec.data.histories import Histories
+from funnelrec.data.past import PastEvents
 from funnelrec.data.split import GlobalTime
 from tests.data import worlds
 
 USERS, ITEMS, TIMES, EDITS = 6, 12, 40, 1000
+PAST = (
+    Past("since_watch", "what"),
+    Past("watches", "what", "count", transform="standard"),
+    Past("since_shown", "what", shown=True, transform="log"),
+    Past("times_shown", "what", "count", shown=True, transform="quantile"),
+)
 Log = np.ndarray  # int64 [n, 3]: user, item, time, in the order of time
 
 
@@ -123,6 +131,9 @@ def _snapshot(data: Dataset, t: int) -> dict[str, Tensor]:
     out |= {"at t.items": items, "at t.times": times, "at t.mask": mask}
     out["at t.seen"] = data.histories.seen(users, torch.full_like(users, t))
     out |= {f"at t.{k}": v for k, v in data.features.gather(users, items[:, -1]).items()}
+    pairs = torch.cartesian_prod(users, torch.arange(data.spec.num_items))
+    moment = torch.full((len(pairs),), t)
+    out["at t.past"] = data.past.numbers(pairs[:, 0], pairs[:, 1], moment, data.transforms)
     out["counts"] = torch.from_numpy(data.train_item_counts)
     return out
 
@@ -143,6 +154,7 @@ def check_dataset(folder: Path, edits: int, each: int = 50) -> None:
     """Rebuild the dataset after `each` edits at a time and compare every snapshot with the first."""
     rng = np.random.default_rng(1)
     tables = worlds.tables(240)
+    tables = replace(tables, schema=replace(tables.schema, past=PAST))
     split = GlobalTime().fit(tables.events["when"].to_numpy())
     assert split.boundaries is not None
     data = Dataset.build(tables, folder / "before", split=split)
@@ -164,11 +176,16 @@ def _fit_on_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_build, "_fit", lambda tables, line: fit(tables, replace(line, part=line.part * 0)))
 
 
+def _count_the_future(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw: Callable[..., Any] = PastEvents.raw
+    monkeypatch.setattr(PastEvents, "raw", lambda self, person, item, time: raw(self, person, item, time + TIMES))
+
+
 def test_the_dataset_is_blind_to_the_future(tmp_path: Path) -> None:
     check_dataset(tmp_path, EDITS)
 
 
-@pytest.mark.parametrize("leak", [_see_the_moment_itself, _fit_on_everything])
+@pytest.mark.parametrize("leak", [_see_the_moment_itself, _fit_on_everything, _count_the_future])
 def test_a_leak_in_the_dataset_is_caught(
     leak: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "Image",
     "Number",
     "NumberSpec",
+    "Past",
     "Schema",
     "Side",
     "Spec",
@@ -113,6 +114,28 @@ class Vector:
         _require_name(self.name)
 
 
+@dataclass(frozen=True, slots=True)
+class Past:
+    """A number that is no column: what a person did strictly before the moment, with items like the one scored.
+
+    `of`: what makes items alike, the item column itself or a categorical item field with one value an item.
+    `what`: "since" (seconds since the last such event; more than ever where there was none) or "count" (how many).
+    `shown`: every event counts, also an impression that was passed over; else positive events alone.
+    `transform`: as of a Number. Computed by data/past.py.
+    """
+
+    name: str
+    of: str
+    what: Literal["since", "count"] = "since"
+    shown: bool = False
+    transform: Transform = "powers"
+
+    def __post_init__(self) -> None:
+        Number(self.name, self.transform)  # the same rules
+        if self.what not in ("since", "count"):
+            raise ValueError(f"what of '{self.name}' must be since or count, received {self.what!r}")
+
+
 Field = Category | Number | Text | Image | Vector
 FIELD_KINDS: dict[str, type[Category | Number | Text | Image | Vector]] = {
     "category": Category,
@@ -162,7 +185,8 @@ class Schema:
     columns of the users and items tables. A table without `user` and `item` is a plain rows table (CTR logs).
     `label` absent means that every event is positive. `positive`: events whose label is at least this are positive:
     they enter histories and are the targets of retrieval. `click`: a label at least this high is 1 for the rankers,
-    else 0 (e.g. 4 for five-star ratings); absent, the label is used as it stands.
+    else 0 (e.g. 4 for five-star ratings); absent, the label is used as it stands. `past`: further context numbers,
+    computed from earlier events.
     """
 
     user: str | None = None
@@ -175,15 +199,16 @@ class Schema:
     context: tuple[Field, ...] = ()
     users: tuple[Field, ...] = ()
     items: tuple[Field, ...] = ()
+    past: tuple[Past, ...] = ()
 
     def __post_init__(self) -> None:
-        for side, fields in (("context", self.context), ("users", self.users), ("items", self.items)):
-            object.__setattr__(self, side, tuple(fields))
+        for side in ("context", "users", "items", "past"):
+            object.__setattr__(self, side, tuple(getattr(self, side)))
         # 4 and 4.0 are one rule and must be one text in JSON, or equal schemas would get two fingerprints.
         object.__setattr__(self, "positive", float(self.positive))
         object.__setattr__(self, "click", None if self.click is None else float(self.click))
         names = [c for c in (self.user, self.item, self.time, self.label, self.weight) if c is not None]
-        names += [f.name for f in (*self.context, *self.users, *self.items)]
+        names += [f.name for f in (*self.context, *self.users, *self.items, *self.past)]
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"column '{twice[0]}' is named twice in the schema; each column has one meaning")
@@ -193,6 +218,15 @@ class Schema:
             )
         if self.user is None and (self.users or self.items):
             raise ValueError("fields of users or items need the columns 'user' and 'item' of the events table")
+        alike = [self.item, *(f.name for f in self.items if isinstance(f, Category) and not f.many)]
+        for past in self.past:
+            if self.user is None or self.time is None:
+                raise ValueError(f"'{past.name}' is of the past: it needs the columns 'user', 'item' and 'time'")
+            if past.of not in alike:
+                raise ValueError(
+                    f"'{past.name}' is of '{past.of}', which is neither the item column nor a categorical item field "
+                    f"with one value; there are {', '.join(str(a) for a in alike)}"
+                )
 
     @property
     def is_rows(self) -> bool:
@@ -204,13 +238,15 @@ class Schema:
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         for side in ("context", "users", "items"):
             data[side] = [_field_to_dict(f) for f in data[side]]
-        return data
+        past = [dataclasses.asdict(p) for p in data.pop("past")]
+        return data | {"past": past} if past else data  # schemas without one keep the text, and fingerprint, they had
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Schema:
         """Read what `to_dict` wrote. Raises ValueError on any unknown key or kind."""
         sides = {s: tuple(_field_from_dict(f) for f in data.get(s, ())) for s in ("context", "users", "items")}
-        schema: Schema = _from_dict(cls, {**data, **sides})
+        past = tuple(_from_dict(Past, p) for p in data.get("past", ()))
+        schema: Schema = _from_dict(cls, {**data, **sides, "past": past})
         return schema
 
     @classmethod
@@ -239,6 +275,9 @@ class Schema:
         for side, title in (("context", "context of an event"), ("users", "users"), ("items", "items")):
             fields: tuple[Field, ...] = getattr(self, side)
             lines += [title, *(f"  {_describe_field(f)}" for f in fields)] if fields else []
+        if self.past:
+            lines += ["context, computed from earlier events"]
+            lines += [f"  {p.name}  {p.what} {'shown' if p.shown else 'positive'}, same {p.of}" for p in self.past]
         return "\n".join(lines)
 
 

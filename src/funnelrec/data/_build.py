@@ -22,6 +22,7 @@ from funnelrec.data.encoding import compile_spec, encode_fields, fit_fields, fus
 from funnelrec.data.facts import Layout
 from funnelrec.data.histories import Histories
 from funnelrec.data.numeric import NumericTransform
+from funnelrec.data.past import PastEvents
 from funnelrec.data.split import TEST, TRAIN, VALID, Given, GlobalTime, LeaveLastOut, Ratio
 from funnelrec.data.tables import Tables
 from funnelrec.data.vocabulary import HashVocabulary, Vocabulary
@@ -171,8 +172,37 @@ def _fit(tables: Tables, line: _Timeline) -> _Fitted:
             more = fit_fields(table[order[keys[side].counts[rows[order] - 2] > 0]], fields)
             vocabularies |= more[0]
             transforms |= more[1]
+    if schema.past:
+        transforms |= _fit_past(tables, line, vocabularies, keys)
     spec = compile_spec(schema, vocabularies, transforms)
     return _Fitted(vocabularies, transforms, spec, keys.get("users"), keys.get("items"))
+
+
+def _fit_past(
+    tables: Tables,
+    line: _Timeline,
+    vocabularies: dict[str, Vocabulary | HashVocabulary],
+    keys: dict[str, Vocabulary],
+) -> dict[str, NumericTransform]:
+    """Transforms of what the training events' past says; nothing but training events lies before one of them."""
+    schema = tables.schema
+    train = np.flatnonzero(line.part == TRAIN)
+    events = line.events[train]
+    person = _people_rows(line, keys["users"])[0][train]
+    item = keys["items"].encode(events[str(schema.item)]).astype(np.int64)
+    label = _column(events, schema.label, "float") if schema.label else np.ones(len(train), np.float32)
+
+    def groups(column: str) -> Int64Array:
+        rows = np.arange(keys["items"].size, dtype=np.int64)
+        if column == schema.item or tables.items is None:
+            return rows
+        values = np.where(rows > 0, 1, 0)
+        own = _table_rows(tables.items, str(schema.item), keys["items"])
+        values[own] = vocabularies[column].encode(tables.items[column])
+        return values
+
+    past = PastEvents(schema.past, person, item, line.moment[train], label >= schema.positive, groups)
+    return past.fit(person, item, line.moment[train])
 
 
 def _attributes(
@@ -231,12 +261,11 @@ def _pack(tables: Tables, line: _Timeline, fitted: _Fitted, person: Int64Array, 
     return layout
 
 
-def _people_rows(line: _Timeline, fitted: _Fitted) -> tuple[Int64Array, Vocabulary | None]:
+def _people_rows(line: _Timeline, users: Vocabulary | None) -> tuple[Int64Array, Vocabulary | None]:
     """Each event's row in the histories, and the ids of those rows.
 
     People whom training never saw are one row to a model, but not one person: they get rows after the users'.
     """
-    users = fitted.user_key
     if line.people is None or users is None:
         return line.person, None
     rows = np.zeros(line.people.size, dtype=np.int64)
@@ -304,7 +333,7 @@ def _write_files(tables: Tables, draft: Path, split: AnySplit | None) -> None:
     schema = tables.schema
     line = _timeline(tables, split)
     fitted = _fit(tables, line)
-    person, people = _people_rows(line, fitted)
+    person, people = _people_rows(line, fitted.user_key)
     layout = _pack(tables, line, fitted, person, draft / "facts.npy")
     np.save(draft / "part.npy", line.part)
     if isinstance(line.split, LeaveLastOut):

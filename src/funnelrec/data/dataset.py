@@ -32,6 +32,7 @@ from funnelrec.data.facts import Facts, Layout
 from funnelrec.data.features import Features
 from funnelrec.data.histories import Histories
 from funnelrec.data.numeric import NumericTransform
+from funnelrec.data.past import PastEvents
 from funnelrec.data.split import PARTS, Part, split_from_dict
 from funnelrec.data.tables import Tables
 from funnelrec.data.vocabulary import HashVocabulary, Vocabulary, vocabulary_from_arrow
@@ -134,6 +135,21 @@ class Dataset:
         if self.schema.is_rows:
             raise ValueError("a plain rows table has no histories: its schema names no user and no item")
         return Histories(*(self._array(f"history_{name}") for name in ("offsets", "items", "times")))
+
+    @cached_property
+    def past(self) -> PastEvents:
+        """What `Schema.past` asks for, of all parts or the training part alone, as `histories`."""
+        rows = np.arange(len(self)) if self._data["history"] == "all" else self.rows("train")
+        positive = self.events.label[rows] >= self.schema.positive
+
+        def groups(column: str) -> npt.NDArray[np.int64]:
+            own = column == self.schema.item
+            return np.arange(self.spec.num_items) if own else self.item_attribute(column)[:, 0]
+
+        events = self.events
+        return PastEvents(
+            self.schema.past, events.person[rows], events.item[rows], events.moment[rows], positive, groups
+        )
 
     @cached_property
     def train_histories(self) -> Histories:

@@ -104,6 +104,10 @@ def compile_spec(schema: Schema, vocabularies: Vocabularies, transforms: Transfo
                 width = transforms[field.name].width
                 numbers.append(NumberSpec(field.name, side, number_column, number_column + width))
                 number_column += width
+    for past in schema.past:  # the last columns of the context, computed when a batch is made
+        width = transforms[past.name].width
+        numbers.append(NumberSpec(past.name, "context", number_column, number_column + width))
+        number_column += width
     if offset > np.iinfo(np.int32).max:
         raise ValueError(f"the fused table would need {offset} rows, more than int32 holds; use hash_buckets")
     return Spec(

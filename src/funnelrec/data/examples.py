@@ -119,6 +119,9 @@ class Impressions:
             context = {name: t.repeat_interleave(each, dim=0) for name, t in context.items()}
             tensors["item"] = torch.cat([item[:, None], drawn], dim=1).flatten()  # (B * (1 + S),)
             tensors["label"] = tensors["label"].view(-1, each).index_fill(1, torch.arange(1, each), 0.0).flatten()
+        if data.schema.past:
+            past = data.past.numbers(tensors["person"], tensors["item"], tensors["time"], data.transforms)
+            context["context_numbers"] = torch.cat([context["context_numbers"], past], dim=1)
         return Batch(**data.features.gather(tensors["user"], tensors["item"], **context), **tensors)
 
     def _draw(

@@ -49,7 +49,8 @@ class Layout:
         for name in (*named, "label", *(["weight"] if schema.weight else [])):
             places[name], at = at, at + 1
         ids = sum(c.stop - c.start for c in spec.categories if c.side == "context")
-        numbers = sum(n.stop - n.start for n in spec.numbers if n.side == "context")
+        computed = {p.name for p in schema.past}
+        numbers = sum(n.stop - n.start for n in spec.numbers if n.side == "context" and n.name not in computed)
         end = at + ids + numbers
         return cls(width=end + end % 2, ids=(at, at + ids), numbers=(at + ids, end), **places)
 
