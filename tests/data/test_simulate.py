@@ -75,6 +75,20 @@ def test_watch_time_belongs_to_clicks(world: World) -> None:
     assert (clicked["watch_seconds"] <= 60 * clicked["minutes"]).all()
 
 
+def test_watch_time_is_drawn_around_its_expectation(world: World) -> None:
+    """Sums over tenths of the impressions, by what is expected of them, in standard errors of the sum."""
+    watched, expected = columns(world)["watch_seconds"].astype(np.float64), world.expected_watch
+
+    def worst(truth: np.ndarray) -> float:
+        tenths = np.array_split(np.argsort(truth), 10)
+        z = [(watched[t] - truth[t]).sum() / np.sqrt(((watched[t] - truth[t]) ** 2).sum()) for t in tenths]
+        return float(np.abs(z).max())
+
+    assert worst(expected) < 4.0
+    assert worst(1.1 * expected) > 5.0  # the planted faults
+    assert worst(np.roll(expected, 1)) > 10.0
+
+
 def test_clicks_are_drawn_with_the_probability_that_the_world_states(world: World) -> None:
     click, p = columns(world)["click"], world.click_probability
     assert len(p) == len(click)

@@ -19,9 +19,12 @@ With `session_intent` (0 by default) every session is about one of the user's in
 chance `STAYS`, else one drawn by the weights. Nobody is told which; the clicks of a session, and of the ones before it,
 tell.
 
+A click is watched for a share of the item's length, σ(WATCH · match + WATCH_BASE + WATCH_SPREAD · a normal number).
+
 `World.click_probability` gives that probability for every impression, so any ranker can be held against the best
-that is possible (the oracle), and `World.interest_agreement` holds the interests that a matcher found against the
-true ones. Everything is drawn from `seed` alone: the same arguments give the same tables, row for row.
+that is possible (the oracle), `World.expected_watch` the seconds to be expected of it, and `World.interest_agreement`
+holds the interests that a matcher found against the true ones. Everything is drawn from `seed` alone: the same
+arguments give the same tables, row for row.
 """
 
 from __future__ import annotations
@@ -59,6 +62,7 @@ BRAND_SPREAD, OWN_SPREAD = 0.4, 0.05  #: standard deviations of quality
 POSITION_COST = 0.09
 LENGTH_ON_DEVICE = (0.0, -0.35, -0.1, 0.35)  #: logit a standard deviation of log minutes, by device
 PRICE_FOR_PLAN = (-0.3, -0.05, 0.15)  #: logit a standard deviation of log price, by plan
+WATCH, WATCH_BASE, WATCH_SPREAD = 2.5, -1.5, 0.8
 POLICY = (0.5, 0.2, 0.3)  #: chance that an impression comes from interest, popularity, exploration
 STRAY = 0.3  #: share of the interest's impressions that come from any sub-topic of its topic
 NUMBER_OF_INTERESTS = (0.4, 0.38, 0.18, 0.04)  #: chance of 1, 2, 3, 4 interests
@@ -126,6 +130,7 @@ class World:
     item_subtopic: Int64[np.ndarray, "N"] = field(repr=False)
     seed: int
     session_intent: float
+    _match: Float64[np.ndarray, "n"] = field(repr=False)
     _users: _Users = field(repr=False)
     _items: _Items = field(repr=False)
 
@@ -178,12 +183,28 @@ class World:
             drawn = _draw_pictures(np.arange(items, dtype=np.int64), catalogue.subtopic, seed)
             described = described.with_columns(pl.Series("picture", [_png(p) for p in drawn], dtype=pl.Binary))
         tables = Tables(table, about, users=people.table, items=described, name="simulate")
-        return cls(tables, probability, people.interests, catalogue.subtopic, seed, session_intent, people, catalogue)
+        return cls(
+            tables, probability, people.interests, catalogue.subtopic, seed, session_intent, match, people, catalogue
+        )
 
     @cached_property
     def item_topic(self) -> Int64[np.ndarray, "N"]:
         """Row of `TOPICS` that each item is about."""
         return self.item_subtopic // PER_TOPIC
+
+    @cached_property
+    def expected_watch(self) -> Float64[np.ndarray, "n"]:
+        """The seconds that each impression is watched on average, no click being no seconds.
+
+        But for the rounding to whole seconds; the mean over the normal number is Gauss-Hermite quadrature.
+        """
+        points, weights = np.polynomial.hermite_e.hermegauss(24)
+        share = np.zeros_like(self._match)
+        for point, weight in zip(points, weights / weights.sum(), strict=True):
+            share += weight / (1.0 + np.exp(-(WATCH * self._match + WATCH_BASE + WATCH_SPREAD * point)))
+        minutes = self._items.minutes[self.tables.events["item"].to_numpy() - 1]
+        seconds: _Floats = self.click_probability * 60.0 * minutes * share
+        return seconds
 
     def pictures(self, items: Int64[np.ndarray, "n"]) -> UInt8[np.ndarray, "n 32 32 3"]:
         """The pictures of items, by id; always the same for the same world."""
@@ -431,7 +452,7 @@ def _logit(match: _Floats, shown: dict[str, _Ints], item: _Ints, items: _Items, 
 def _watch(click: _Ints, match: _Floats, minutes: _Ints, seed: int) -> _Ints:
     """Seconds watched: 0 without a click, else a share of the length that grows with the match; at least one."""
     rng = _rng(seed, "watch")
-    share = 1.0 / (1.0 + np.exp(-(2.5 * match - 1.5 + rng.normal(0.0, 0.8, len(click)))))
+    share = 1.0 / (1.0 + np.exp(-(WATCH * match + WATCH_BASE + rng.normal(0.0, WATCH_SPREAD, len(click)))))
     return np.where(click == 1, np.maximum(1, np.rint(60.0 * minutes * share)), 0).astype(np.int64)
 
 
