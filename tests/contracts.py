@@ -418,12 +418,21 @@ def check_saved_and_loaded(cls: type[nn.Module], world: World, folder: Path) -> 
 
 
 def prepared(model: nn.Module, world: World) -> nn.Module:
-    """A closed-form matcher is fitted on random events; any other model is returned as it is."""
+    """A closed-form matcher is fitted on random events, trees grow on random labels; any other model is returned as it
+    is."""
     if contract_of(model) == "matcher" and hasattr(model, "fit"):
         g = torch.Generator().manual_seed(5)
         users = torch.randint(FIRST_KNOWN, world.spec.num_users, (800,), generator=g)
         items = torch.randint(FIRST_KNOWN, world.spec.num_items, (800,), generator=g)
         model.fit(users, items, torch.arange(800))
+    return with_trees(model, world.batch(400, seed=6))
+
+
+def with_trees(model: nn.Module, batch: Batch, times: int = 1) -> nn.Module:
+    """A model that stands on trees, with trees grown before its weights are trained, on `batch` so many times over
+    (trees part no group of few rows); any other model as it is."""
+    if hasattr(model, "fit_trees"):
+        model.fit_trees([batch] * times)
     return model
 
 
@@ -446,7 +455,7 @@ def check_overfits(model: nn.Module, world: World, *, steps: int = 300) -> None:
         history = torch.rand(64, half, generator=g).argsort(1)[:, :6] * 2 + FIRST_KNOWN
         targets = torch.randint(half, (64,), generator=g) * 2 + FIRST_KNOWN + 1
         batch = world.batch(64, seed=11, items=targets, history=history)
-    without_dropout(model)
+    without_dropout(with_trees(model, batch, times=8))
     loss = math.inf
 
     def batches() -> Iterator[Batch]:
@@ -563,6 +572,7 @@ def check_large_ids(cls: type[nn.Module], **small: Any) -> None:
         found, _ = model.recommend(batch.select(torch.tensor([0])), 2)
         assert int(found[0, 0]) in pair.tolist(), f"items {pair.tolist()} were fitted, {found[0].tolist()} came back"
         return
+    with_trees(model, batch.replace(label=torch.tensor([0.0, 1.0])), times=200)
     first, second = quiet(model, batch)[0]
     assert not torch.allclose(first, second, atol=1e-4), "two ids above 2^24 give the same output"
     if contract_of(model) == "vectors":
