@@ -30,6 +30,7 @@ from funnelrec.learn.guard import (
 from funnelrec.learn.losses import Loss, describe, extra_terms
 from funnelrec.learn.optim import Optimizers, TableOptimizer, make_optimizers
 from funnelrec.learn.progress import progress_bar
+from funnelrec.learn.regularise import RowL2
 
 __all__ = ["FitResult", "NonFiniteError", "TrainingInterrupted", "fit"]
 
@@ -55,6 +56,9 @@ def fit(
     table_lr: float | None = None,
     table: TableOptimizer = "lazy_adam",
     weight_decay: float = 0.0,
+    table_l2: float | RowL2 = 0.0,
+    ftrl: Mapping[str, Mapping[str, float]] | None = None,
+    proximal: Mapping[str, Mapping[str, float]] | None = None,
     clip_norm: float | None = None,
     schedule: Callable[[int], float] | None = None,
     validate: Callable[[], Mapping[str, float]] | None = None,
@@ -72,10 +76,11 @@ def fit(
 
     validate: called after each epoch, model in eval mode; returns named numbers. metric: the one of them that chooses
     the best epoch, larger is better unless `minimise`. patience: stop after this many epochs without a new best.
-    schedule: step -> factor of the learning rates (learn/schedules.py). clip_norm: bound on the norm of all gradients
-    together. folder: where checkpoints go, every `checkpoint_every` steps and after each epoch; with `resume` the run
-    goes on from the newest. bf16: the dense arithmetic in bfloat16 where torch thinks it safe. progress: a bar, when
-    standard error is a terminal.
+    schedule: step -> factor of the learning rates (learn/schedules.py). table_l2, ftrl, proximal: penalties on table
+    rows, and parameters with an optimiser of their own (learn/optim.py, make_optimizers). clip_norm: bound on the norm
+    of all gradients together. folder: where checkpoints go, every `checkpoint_every` steps and after each epoch; with
+    `resume` the run goes on from the newest. bf16: the dense arithmetic in bfloat16 where torch thinks it safe.
+    progress: a bar, when standard error is a terminal.
 
     Raises NonFiniteError before a step that would spoil the weights, TrainingInterrupted (exit code 143 or 130) after
     SIGTERM or SIGINT once the step is done and saved, CheckpointError when the folder's run is another one.
@@ -84,10 +89,13 @@ def fit(
     options = {
         "lr": lr, "table_lr": table_lr, "table": table, "weight_decay": weight_decay, "clip_norm": clip_norm,
         "schedule": None if schedule is None else describe(schedule), "loss": describe(loss), "metric": metric,
-        "minimise": minimise, "seed": seed, "bf16": bf16,
+        "minimise": minimise, "seed": seed, "bf16": bf16, "table_l2": repr(table_l2),
+        "ftrl": _plain(ftrl), "proximal": _plain(proximal),
     }  # fmt: skip
     started = time.monotonic()
-    optimizers = make_optimizers(model, lr, table_lr, table, weight_decay)
+    optimizers = make_optimizers(
+        model, lr, table_lr, table, weight_decay, table_l2=table_l2, ftrl=ftrl, proximal=proximal
+    )
     device = next(model.parameters()).device
     at, best = Position(), None
     with ExitStack() as stack:
@@ -174,6 +182,10 @@ def _validated(
 
 def _out_of_patience(at: Position, patience: int | None) -> bool:
     return patience is not None and at.stale >= patience
+
+
+def _plain(options: Mapping[str, Mapping[str, float]] | None) -> dict[str, dict[str, float]] | None:
+    return None if options is None else {name: dict(values) for name, values in options.items()}
 
 
 def _leave(number: int, run: Run | None, at: Position, best: dict[str, Tensor] | None) -> None:

@@ -8,15 +8,16 @@ moments of a row which is not looked up do not decay in the meantime.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, overload
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from funnelrec.core.nn.embedding import coalesced
+from funnelrec.learn.ftrl import FTRL
+from funnelrec.learn.regularise import Proximal, RowL2
+from funnelrec.learn.rows import lazy_zeros, put, refuse_closure, require_positive, subtract, take, touched
 
 __all__ = ["LazyAdam", "Optimizers", "RowwiseAdagrad", "TableOptimizer", "make_optimizers", "split_parameters"]
 
@@ -37,8 +38,8 @@ class LazyAdam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        _require_positive("lr", lr)
-        _require_positive("eps", eps)
+        require_positive("lr", lr)
+        require_positive("eps", eps)
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas must lie in [0, 1), received {betas}")
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps})
@@ -52,7 +53,7 @@ class LazyAdam(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One update of every parameter that has a gradient."""
-        _refuse_closure(closure)
+        refuse_closure(closure)
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             for parameter in group["params"]:
@@ -61,22 +62,22 @@ class LazyAdam(Optimizer):
                 state = self.state[parameter]
                 if not state:
                     state["step"] = torch.zeros(())
-                    state["exp_avg"] = _lazy_zeros(parameter.shape, parameter)
-                    state["exp_avg_sq"] = _lazy_zeros(parameter.shape, parameter)
+                    state["exp_avg"] = lazy_zeros(parameter.shape, parameter)
+                    state["exp_avg_sq"] = lazy_zeros(parameter.shape, parameter)
                 state["step"] += 1
                 count = int(state["step"])
                 rate = group["lr"] / (1 - beta1**count)
                 second = math.sqrt(1 - beta2**count)
                 rows, gradient = touched(parameter.grad)
-                mean, square = _take(state["exp_avg"], rows), _take(state["exp_avg_sq"], rows)
+                mean, square = take(state["exp_avg"], rows), take(state["exp_avg_sq"], rows)
                 mean.lerp_(gradient, 1 - beta1)
                 square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-                _put(state["exp_avg"], rows, mean)
-                _put(state["exp_avg_sq"], rows, square)
+                put(state["exp_avg"], rows, mean)
+                put(state["exp_avg_sq"], rows, square)
                 change = square.sqrt() if rows is None else square.sqrt_()
                 change.div_(second).add_(group["eps"])
                 torch.div(mean, change, out=change)
-                _subtract(parameter, rows, change, rate)
+                subtract(parameter, rows, change, rate)
         return None
 
 
@@ -88,8 +89,8 @@ class RowwiseAdagrad(Optimizer):
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float = 1e-2, eps: float = 1e-8) -> None:
-        _require_positive("lr", lr)
-        _require_positive("eps", eps)
+        require_positive("lr", lr)
+        require_positive("eps", eps)
         super().__init__(params, {"lr": lr, "eps": eps})
 
     @overload
@@ -101,32 +102,42 @@ class RowwiseAdagrad(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One update of every parameter that has a gradient."""
-        _refuse_closure(closure)
+        refuse_closure(closure)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
                 state = self.state[parameter]
                 if not state:
-                    state["sum"] = _lazy_zeros(parameter.shape[:1], parameter)
+                    state["sum"] = lazy_zeros(parameter.shape[:1], parameter)
                 rows, gradient = touched(parameter.grad)
-                total = _take(state["sum"], rows)
+                total = take(state["sum"], rows)
                 total.add_(gradient.square().flatten(1).mean(1))  # (rows,)
-                _put(state["sum"], rows, total)
+                put(state["sum"], rows, total)
                 scale = (total.sqrt() + group["eps"]).view(-1, *[1] * (gradient.dim() - 1))
-                _subtract(parameter, rows, gradient / scale, group["lr"])
+                subtract(parameter, rows, gradient / scale, group["lr"])
         return None
 
 
 class Optimizers:
-    """Several optimisers driven as one; `state_dict` holds flat named tensors and JSON-able values, nothing else."""
+    """Several optimisers driven as one; `state_dict` holds flat named tensors and JSON-able values, nothing else.
 
-    def __init__(self, optimizers: Iterable[Optimizer]) -> None:
+    `row_l2` is added to the gradients of `tables` before the optimisers step.
+    """
+
+    def __init__(
+        self, optimizers: Iterable[Optimizer], *, row_l2: RowL2 | None = None, tables: Iterable[Tensor] = ()
+    ) -> None:
         self.optimizers = tuple(optimizers)
+        self.row_l2 = row_l2
+        self.tables = tuple(tables)
         self._base = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
 
     def step(self) -> None:
         """One update by every optimiser."""
+        if self.row_l2 is not None:
+            for table in self.tables:
+                self.row_l2.add_to(table)
         for optimizer in self.optimizers:
             optimizer.step()
 
@@ -197,72 +208,59 @@ def make_optimizers(
     table_lr: float | None = None,
     table: TableOptimizer = "lazy_adam",
     weight_decay: float = 0.0,
+    *,
+    table_l2: float | RowL2 = 0.0,
+    ftrl: Mapping[str, Mapping[str, float]] | None = None,
+    proximal: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Optimizers:
     """A lazy optimiser for the tables (`table_lr`, else `lr`) and fused AdamW for the rest of the model.
 
     `weight_decay` is decoupled and acts on the dense part only: decaying a whole table would touch all of its rows.
+    `table_l2` holds the rows of a batch instead (`RowL2`, or its strength). `ftrl` and `proximal` name parameters by
+    how they begin ("wide" for all of "wide.…"): the former are trained by `FTRL`, e.g.
+    `{"wide": {"alpha": 0.1, "l1": 1.0}}`, after each step the latter are shrunk by `Proximal`, e.g.
+    `{"weight": {"l1": 0.1, "l21": 0.1}}`.
     """
-    tables, dense = split_parameters(model)
     kinds: dict[str, type[LazyAdam] | type[RowwiseAdagrad]] = {
         "lazy_adam": LazyAdam,
         "rowwise_adagrad": RowwiseAdagrad,
     }
     if table not in kinds:
         raise ValueError(f"table must be one of {', '.join(kinds)}, received {table!r}")
-    _require_positive("lr", lr)
+    require_positive("lr", lr)
+    rate = lr if table_lr is None else table_lr
+    tables, dense = split_parameters(model)
+    by_ftrl = {prefix: _named(model, prefix) for prefix in ftrl or {}}
+    apart = {id(p) for named in by_ftrl.values() for p in named}
     optimizers: list[Optimizer] = []
-    if tables:
-        optimizers.append(kinds[table](tables, lr=lr if table_lr is None else table_lr))
-    if dense:
-        optimizers.append(AdamW(dense, lr=lr, weight_decay=weight_decay, fused=True))
+    if rest := [p for p in tables if id(p) not in apart]:
+        optimizers.append(kinds[table](rest, lr=rate))
+    if rest := [p for p in dense if id(p) not in apart]:
+        optimizers.append(AdamW(rest, lr=lr, weight_decay=weight_decay, fused=True))
+    for prefix, options in (ftrl or {}).items():
+        optimizers.append(FTRL(by_ftrl[prefix], **options))
     if not optimizers:
         raise ValueError(
             f"{type(model).__name__} has no trainable parameter; fit it with its own method, if it has one"
         )
-    return Optimizers(optimizers)
+    for prefix, options in (proximal or {}).items():
+        optimizers.append(Proximal(_named(model, prefix), lr=rate, **options))
+    held = None if not table_l2 else table_l2 if isinstance(table_l2, RowL2) else RowL2(table_l2)
+    return Optimizers(optimizers, row_l2=held, tables=[p for p in tables if id(p) not in apart])
 
 
-def touched(gradient: Tensor) -> tuple[Tensor | None, Tensor]:
-    """A gradient as (rows, their summed values); rows is None for a dense gradient, which holds all of them."""
-    if not gradient.is_sparse:
-        return None, gradient
-    gradient = coalesced(gradient)
-    return gradient.indices()[0], gradient.values()
-
-
-def _take(state: Tensor, rows: Tensor | None) -> Tensor:
-    return state if rows is None else state.index_select(0, rows)
-
-
-def _put(state: Tensor, rows: Tensor | None, values: Tensor) -> None:
-    if rows is not None:
-        state.index_copy_(0, rows, values)
-
-
-def _subtract(parameter: Tensor, rows: Tensor | None, change: Tensor, rate: float) -> None:
-    if rows is None:
-        parameter.add_(change, alpha=-rate)
-    else:
-        # the rows are distinct; index_add_, which must allow repeated ones, takes about twice as long on CPU
-        parameter.index_copy_(0, rows, parameter.index_select(0, rows).sub_(change, alpha=rate))
-
-
-def _lazy_zeros(shape: torch.Size, like: Tensor) -> Tensor:
-    """Zeros that cost memory only once written: numpy asks the system for zero pages, torch.zeros writes them."""
-    if like.device.type != "cpu" or like.dtype != torch.float32:
-        return torch.zeros(shape, dtype=like.dtype, device=like.device)
-    return torch.from_numpy(np.zeros(tuple(shape), dtype=np.float32))
+def _named(model: nn.Module, prefix: str) -> list[nn.Parameter]:
+    """The trainable parameters whose name is `prefix` or begins with it and a dot."""
+    named = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and (name == prefix or name.startswith(f"{prefix}."))
+    ]
+    if not named:
+        parts = dict.fromkeys(name.partition(".")[0] for name, _ in model.named_parameters())
+        raise ValueError(f"{type(model).__name__} has no parameter '{prefix}'; its parts are {', '.join(parts)}")
+    return named
 
 
 def _jsonable(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: list(v) if isinstance(v, tuple) else v for k, v in group.items()} for group in groups]
-
-
-def _require_positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name} must be positive, received {value}")
-
-
-def _refuse_closure(closure: object) -> None:
-    if closure is not None:
-        raise ValueError("step takes no closure; compute the loss and its gradients before step()")
