@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
 from funnelrec.core.nn.attention import masked_softmax
-from funnelrec.core.nn.embedding import Table
+from funnelrec.core.nn.items import any_known, closest_interest, item_table, newest_items
 from funnelrec.core.schema import Spec
-from funnelrec.core.shapes import FIRST_KNOWN, PADDING, UNKNOWN
+from funnelrec.core.shapes import UNKNOWN
 
 __all__ = ["ComiRecSA"]
 
@@ -55,16 +55,12 @@ class ComiRecSA(nn.Module):
         super().__init__()
         if num_interests < 1:
             raise ValueError(f"num_interests must be at least 1, received {num_interests}")
-        if spec.num_items <= FIRST_KNOWN:
-            raise ValueError(
-                f"ComiRec needs a catalogue; the spec has {spec.num_items} item rows, name the item column"
-            )
         self.spec = spec
         self.max_len = max_len
         self.penalty = penalty
         # A small start: the attention stays even until the items have grouped. From N(0, 1/D) the interests split items
         # and not topics (mutual information with planted topics .29 instead of .94).
-        self.items = Table(spec.num_items, embedding_dim, std=0.02)
+        self.items = item_table(spec, embedding_dim, std=0.02, owner="ComiRec-SA")
         self.positions = nn.Parameter(torch.empty(max_len, embedding_dim))  # row p: p slots before the newest
         self.inner = nn.Linear(embedding_dim, 4 * embedding_dim)  # W1
         self.outer = nn.Linear(4 * embedding_dim, num_interests, bias=False)  # W2
@@ -82,15 +78,14 @@ class ComiRecSA(nn.Module):
 
     def attention(self, batch: Batch) -> Float[Tensor, "B K L"]:
         """A: how much each interest looks at each item, 0 at padding; every row sums to 1 unless all is padding."""
-        return self._attention(*self._history(batch))
+        return self._attention(*newest_items(batch, self.max_len))
 
     def encode_users(self, batch: Batch) -> tuple[Float[Tensor, "B K D"], Bool[Tensor, "B K"]]:
         """The K interests. None is valid when no item of the history is known."""
-        history, mask = self._history(batch)
+        history, mask = newest_items(batch, self.max_len)
         items = self.items(history)  # (B, L, D)
         interests = self._weights(items, mask) @ items.masked_fill(~mask.unsqueeze(-1), 0.0)  # (B, K, D) Eq. (6)
-        valid = ((history >= FIRST_KNOWN) & mask).any(1, keepdim=True)
-        return interests, valid.expand(interests.shape[:2])
+        return interests, any_known(history, mask).unsqueeze(1).expand(interests.shape[:2])
 
     def encode_items(self, rows: Int[Tensor, "N"]) -> Float[Tensor, "N D"]:
         """Rows of the table that the histories use too."""
@@ -101,24 +96,17 @@ class ComiRecSA(nn.Module):
         self, interests: Float[Tensor, "B K D"], valid: Bool[Tensor, "B K"], target: Float[Tensor, "B D"]
     ) -> Float[Tensor, "B D"]:
         """Eq. (7): the valid interest with the largest product; the others receive no gradient."""
-        with torch.no_grad():
-            scores = (interests @ target.unsqueeze(-1)).squeeze(-1)  # (B, K)
-            chosen = scores.masked_fill(~valid, -torch.inf).argmax(1)
-        return interests[torch.arange(len(chosen), device=chosen.device), chosen]  # (B, D)
+        return closest_interest(interests, valid, target)
 
     def training_terms(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
         """`overlap`: penalty · mean ‖A Aᵀ − I‖² over the users with a history; nothing when `penalty` is 0."""
         if self.penalty == 0.0:
             return {}
         weights = self.attention(batch)  # (B, K, L)
-        some = self._history(batch)[1].any(1).to(weights.dtype)  # (B,)
+        some = newest_items(batch, self.max_len)[1].any(1).to(weights.dtype)  # (B,)
         excess = weights @ weights.transpose(1, 2) - torch.eye(weights.shape[1], device=weights.device)  # (B, K, K)
         overlap = (excess.square().sum((1, 2)) * some).sum() / some.sum().clamp(min=1)
         return {"overlap": self.penalty * overlap}
-
-    def _history(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        history = batch.history[:, -self.max_len :]
-        return history, batch.mask[:, -self.max_len :] & (history != PADDING)
 
     def _attention(self, history: Tensor, mask: Tensor) -> Tensor:
         return self._weights(self.items(history), mask)

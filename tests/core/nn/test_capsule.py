@@ -79,6 +79,23 @@ def test_shared_votes_need_unequal_logits() -> None:
     assert not torch.allclose(different[:, 0], different[:, 2], atol=1e-3)
 
 
+def test_votes_without_an_axis_of_capsules_are_the_same_for_all() -> None:
+    votes, logits = torch.randn(2, 6, 5), torch.randn(2, 6, 3)
+    mask = torch.rand(2, 6) > 0.3
+    expected = route(votes.unsqueeze(2).expand(-1, -1, 3, -1), mask, logits)
+    torch.testing.assert_close(route(votes, mask, logits), expected)
+    with pytest.raises(ValueError, match="need logits that differ"):
+        route(votes, mask)
+
+
+def test_a_capsule_without_logits_takes_nothing() -> None:
+    votes, logits = torch.randn(2, 6, 5), torch.randn(1, 6, 3)
+    off = torch.tensor([False, True, False])
+    out = route(votes, logits=logits.masked_fill(off, -torch.inf))
+    assert not out[:, 1].any()
+    torch.testing.assert_close(out[:, [0, 2]], route(votes, logits=logits[..., [0, 2]]))
+
+
 def test_agreement_grows() -> None:
     generator = torch.Generator().manual_seed(0)
     votes = torch.randn(1, 20, 4, 8, generator=generator) * 0.3

@@ -20,7 +20,7 @@ def squash(s: Float[Tensor, "*shape D"], eps: float = 1e-8) -> Float[Tensor, "*s
 
 
 def route(
-    votes: Float[Tensor, "B L K D"],
+    votes: Float[Tensor, "B L K D"] | Float[Tensor, "B L D"],
     mask: Bool[Tensor, "B L"] | None = None,
     logits: Float[Tensor, "#B L K"] | None = None,
     *,
@@ -32,14 +32,22 @@ def route(
     Each iteration: c = softmax of the logits over the K capsules (0 at padded inputs), s_k = Σ_l c_lk votes_lk,
     v_k = squash(s_k), and, but for the last one, logits_lk += ⟨v_k, votes_lk⟩. `logits` is where they start (zeros
     when absent). With `detach` only the last iteration passes a gradient to the votes; the values are the same.
+    Votes [B, L, D] are the same for every capsule; `logits` then says how many capsules there are, and must tell them
+    apart. A capsule whose logits are all -inf takes nothing and is zero.
     """
     if iterations < 1:
         raise ValueError(f"routing needs at least 1 iteration, received {iterations}")
-    agreement = votes.new_zeros(votes.shape[:3]) if logits is None else logits.expand(votes.shape[:3])  # (B, L, K)
+    if logits is None:
+        if votes.dim() == 3:
+            raise ValueError("capsules that share their votes need logits that differ, received none")
+        logits = votes.new_zeros(votes.shape[:3])
+    agreement = logits.expand(*votes.shape[:2], -1)  # (B, L, K)
     fixed = votes.detach() if detach else votes
     for _ in range(iterations - 1):
         v = squash(_gather_votes(agreement, fixed, mask))  # (B, K, D)
-        agreement = agreement + torch.einsum("bkd,blkd->blk", v, fixed)
+        agreement = agreement + (
+            torch.einsum("bkd,blkd->blk", v, fixed) if fixed.dim() == 4 else fixed @ v.transpose(1, 2)
+        )
     return squash(_gather_votes(agreement, votes, mask))
 
 
@@ -47,4 +55,4 @@ def _gather_votes(logits: Tensor, votes: Tensor, mask: Tensor | None) -> Tensor:
     c = torch.softmax(logits, dim=-1)  # (B, L, K), over the capsules: an input divides its vote among them
     if mask is not None:
         c = c.masked_fill(~mask.unsqueeze(-1), 0.0)
-    return torch.einsum("blk,blkd->bkd", c, votes)  # (B, K, D)
+    return torch.einsum("blk,blkd->bkd", c, votes) if votes.dim() == 4 else c.transpose(1, 2) @ votes  # (B, K, D)
