@@ -142,7 +142,7 @@ def test_every_position_is_trained() -> None:
 
 def test_learns_what_a_bag_of_items_cannot() -> None:
     """a b → c but b a → d: with the order of the two items reversed the answer is another one."""
-    made = GRU4Rec(SPEC, embedding_dim=16, dropout=0.0, embedding_dropout=0.0)
+    made = model(embedding_dim=16, dropout=0.0, embedding_dropout=0.0)
     data = batch([3, 4], [4, 3]).replace(target=torch.tensor([10, 11]))
     optimiser = torch.optim.Adam(made.parameters(), lr=0.02)
     made.items.dense = True
