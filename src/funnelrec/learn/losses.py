@@ -1,8 +1,14 @@
 """Losses: `loss(model, batch) -> scalar`. A model never knows which of them trains it.
 
-The softmax losses work with every `VectorMatcher`. `pairs` turns a batch into P user vectors and the item row that
-each of them should find; rows 0 (padding) and 1 (unknown) are never a target and never a class. All softmax losses run
-through one sweep (`_LogSumExp`) that never holds more than a few megabytes of logits.
+| what is trained                | losses                                                            |
+|--------------------------------|-------------------------------------------------------------------|
+| a Ranker, by `batch.label`     | BCE, WeightedLogistic                                             |
+| a VectorMatcher, `batch.target`| FullSoftmax, SampledSoftmax, InBatchSoftmax: all items or a sample |
+|                                | SampledBCE, GBCE, BPR, BPRMax, TOP1, TOP1Max: target and negatives |
+
+`pairs` turns a batch into P user vectors and the item row that each of them should find; rows 0 (padding) and 1
+(unknown) are never a target and never a class. All softmax losses run through one sweep (`_LogSumExp`) that never holds
+more than a few megabytes of logits.
 """
 
 from __future__ import annotations
@@ -14,8 +20,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from funnelrec.core.batch import Batch
 from funnelrec.core.shapes import FIRST_KNOWN
@@ -23,10 +30,16 @@ from funnelrec.learn.samplers import Sampler, Uniform
 
 __all__ = [
     "BCE",
+    "BPR",
+    "GBCE",
+    "TOP1",
+    "BPRMax",
     "FullSoftmax",
     "InBatchSoftmax",
     "Loss",
+    "SampledBCE",
     "SampledSoftmax",
+    "TOP1Max",
     "WeightedLogistic",
     "linear_cross_entropy",
     "pairs",
@@ -35,7 +48,9 @@ __all__ = [
 
 CHUNK_BYTES = 4 * 2**20  #: of logits alive at a time: they stay in the cache between the passes over them
 WIDE_ROWS, WIDE_BYTES = 256, 64 * 2**20  #: large catalogues: this many rows a chunk, else the gradient's traffic costs
+SCORES_BYTES = 32 * 2**20  #: of scores against negatives that are kept for the backward pass; more are computed again
 LOG2_E = math.log2(math.e)
+NEVER = -1e30  #: a score that no softmax sees; finite, so that nothing becomes NaN where all are such
 SAFE_LOGIT = 50.0  #: exp(±50) and sums of a billion of them are far from the limits of float32
 
 
@@ -175,6 +190,175 @@ class InBatchSoftmax:
             negative_log_q=log_q,
             temperature=self.temperature,
         )
+
+
+@dataclass(frozen=True)
+class _AgainstNegatives:
+    """The mean over the pairs of `_each`, a function of a target's score and the scores of its negatives.
+
+    num_negatives: items that `sampler` draws (absent: uniform over the model's items). shared: the same for all pairs,
+    which is one matrix product, so there can be thousands; else each pair draws its own. in_batch: the targets of the
+    other pairs are negatives too (shared ones only). A negative that is the pair's own target is left out.
+    """
+
+    num_negatives: int = 1
+    sampler: Sampler | None = None
+    shared: bool = False
+    in_batch: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_negatives < (0 if self.in_batch else 1):
+            raise ValueError(f"num_negatives must be at least 1 (0 with in_batch), received {self.num_negatives}")
+        if self.in_batch and not self.shared:
+            raise ValueError("in_batch negatives are shared by the batch: set shared=True too")
+
+    def __call__(self, model: Any, batch: Batch) -> Tensor:
+        users, target = pairs(model, batch)
+        if len(target) == 0:
+            return users.sum() * 0.0
+        sampler = Uniform(_num_items(model)) if self.sampler is None else self.sampler
+        rows = sampler.sample(self.num_negatives * (1 if self.shared else len(target)))[0].to(target.device)
+        rows = torch.cat([rows, target]) if self.in_batch else rows if self.shared else rows.view(len(target), -1)
+        distinct, place = torch.unique(torch.cat([target, rows.flatten()]), return_inverse=True)
+        own, other = place[: len(target)], place[len(target) :].view(rows.shape)
+        users, vectors = _scaled(users, model.encode_items(distinct), 1.0)
+        expected = sampler.log_q_of(target).exp() * self.num_negatives  # (P,) times that a target is drawn
+        row_bytes = users.element_size() * rows.shape[-1] * (1 if self.shared else users.shape[1])
+        step = max(1, SCORES_BYTES // row_bytes)
+        shared = (vectors, other, rows) if self.shared else None
+        total = users.new_zeros(())
+        with torch.autocast(users.device.type, enabled=False):
+            for start in range(0, len(target), step):
+                part = slice(start, start + step)
+                against = shared or (vectors, other[part], rows[part])
+                chunk = (users[part], own[part], target[part], expected[part], *against)
+                total = total + (
+                    self._sum(*chunk)
+                    if step >= len(target)
+                    else checkpoint(self._sum, *chunk, use_reentrant=False, preserve_rng_state=False)
+                )
+        return total / len(target)
+
+    def _sum(
+        self,
+        users: Tensor,
+        own: Tensor,
+        target: Tensor,
+        expected: Tensor,
+        vectors: Tensor,
+        other: Tensor,
+        rows: Tensor,
+    ) -> Tensor:
+        """Sum over p pairs; `own` [p] and `other` [S] or [p, S] point into `vectors`."""
+        positive = (users * F.embedding(own, vectors)).sum(1)  # (p,)
+        against = F.embedding(other, vectors)  # (S, D) or (p, S, D)
+        scores = users @ against.T if self.shared else torch.einsum("pd,psd->ps", users, against)  # (p, S)
+        return self._each(positive, scores, rows != target.unsqueeze(1), expected).sum()
+
+    def _each(
+        self,
+        positive: Float[Tensor, "p"],
+        negative: Float[Tensor, "p S"],
+        real: Bool[Tensor, "p S"],
+        expected: Float[Tensor, "p"],
+    ) -> Float[Tensor, "p"]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class SampledBCE(_AgainstNegatives):
+    """-[log σ(p) + Σ_j log σ(-n_j)] / (1 + negatives): is it the target or not (SASRec, Eq. 9, with one negative).
+
+    It teaches too much confidence where negatives are few, since most items never contradict: see GBCE.
+    """
+
+    def _each(self, positive: Tensor, negative: Tensor, real: Tensor, expected: Tensor) -> Tensor:
+        refused = (F.softplus(negative) * real).sum(1)
+        return (self._weight(expected) * F.softplus(-positive) + refused) / (1 + negative.shape[1])
+
+    def _weight(self, expected: Tensor) -> Tensor | float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class GBCE(SampledBCE):
+    """SampledBCE whose term of the target weighs β = 1 - calibration · (1 - α), α the expected number of times that
+    the target is drawn as a negative (Petrov and Macdonald, gSASRec, RecSys 2023, arXiv:2308.07192).
+
+    calibration 0 is SampledBCE; at 1, σ(score) learns to be the probability of the item. For a uniform sampler α is
+    the paper's sampling rate, negatives / items, and β its β (its t is `calibration`); it stays right for any other.
+    """
+
+    num_negatives: int = 256
+    shared: bool = True
+    calibration: float = 0.75
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.calibration <= 1:
+            raise ValueError(f"calibration must lie in [0, 1], received {self.calibration}")
+        if self.in_batch:
+            raise ValueError("GBCE must know how often an item is drawn as a negative, so in_batch must be False")
+
+    def _weight(self, expected: Tensor) -> Tensor | float:
+        return 1 - self.calibration * (1 - expected)
+
+
+@dataclass(frozen=True)
+class BPR(_AgainstNegatives):
+    """Mean over the negatives of -log σ(p - n_j) (Rendle et al. 2009, arXiv:1205.2618; GRU4Rec, Eq. 5)."""
+
+    def _each(self, positive: Tensor, negative: Tensor, real: Tensor, expected: Tensor) -> Tensor:
+        return _masked_mean(F.softplus(negative - positive.unsqueeze(1)), real)
+
+
+@dataclass(frozen=True)
+class TOP1(_AgainstNegatives):
+    """Mean over the negatives of σ(n_j - p) + σ(n_j²) (Hidasi et al. 2016, arXiv:1511.06939, Eq. 6)."""
+
+    num_negatives: int = 2048
+    shared: bool = True
+
+    def _each(self, positive: Tensor, negative: Tensor, real: Tensor, expected: Tensor) -> Tensor:
+        return _masked_mean(_top1(positive, negative), real)
+
+
+@dataclass(frozen=True)
+class TOP1Max(TOP1):
+    """TOP1 weighted by the softmax of the negatives' scores: the strongest decide (arXiv:1706.03847, Eq. 8)."""
+
+    def _each(self, positive: Tensor, negative: Tensor, real: Tensor, expected: Tensor) -> Tensor:
+        share = negative.masked_fill(~real, NEVER).softmax(1)
+        return (share * _top1(positive, negative)).sum(1) * real.any(1)
+
+
+@dataclass(frozen=True)
+class BPRMax(_AgainstNegatives):
+    """-log Σ_j s_j σ(p - n_j) + penalty · Σ_j s_j n_j², s the softmax of the negatives' scores (arXiv:1706.03847, Eq.
+    10 and 11).
+
+    elu: scores pass through ELU with this α first, as in the authors' code; they bound how low a score can go.
+    """
+
+    num_negatives: int = 2048
+    shared: bool = True
+    penalty: float = 1.0
+    elu: float | None = None
+
+    def _each(self, positive: Tensor, negative: Tensor, real: Tensor, expected: Tensor) -> Tensor:
+        if self.elu is not None:
+            positive, negative = F.elu(positive, self.elu), F.elu(negative, self.elu)
+        log_share = negative.masked_fill(~real, NEVER).log_softmax(1)
+        wins = torch.logsumexp(log_share + F.logsigmoid(positive.unsqueeze(1) - negative), 1)
+        return (self.penalty * (log_share.exp() * negative.square()).sum(1) - wins) * real.any(1)
+
+
+def _top1(positive: Tensor, negative: Tensor) -> Tensor:
+    return torch.sigmoid(negative - positive.unsqueeze(1)) + torch.sigmoid(negative.square())
+
+
+def _masked_mean(each: Tensor, real: Tensor) -> Tensor:
+    return (each * real).sum(1) / real.sum(1).clamp(min=1)
 
 
 def pairs(model: Any, batch: Batch) -> tuple[Float[Tensor, "P D"], Int[Tensor, "P"]]:
