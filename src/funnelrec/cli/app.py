@@ -120,6 +120,38 @@ def fit(
 
 
 @app.command()
+def compare(
+    events: Events,
+    out: Out,
+    rank: Annotated[str, typer.Option(help="Rankers, e.g. 'din,din(softmax=True),deepfm', or none.")] = "none",
+    match: Annotated[str, typer.Option(help="Matchers, or none.")] = "none",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each model.")] = 3,
+    items: Items = None,
+    users: Users = None,
+    schema: SchemaFile = None,
+    split: Split = "time",
+    epochs: Annotated[int | None, typer.Option(min=1, help="At most so many; early stopping may end before.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1)] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    patience: Annotated[int | None, typer.Option(min=1, help="Epochs without a new best before stopping.")] = None,
+    max_len: Annotated[int, typer.Option(min=1, help="Longest history that is read.")] = 50,
+    max_bad_rows: BadRows = 0,
+    progress: Progress = True,
+) -> None:
+    """Train models side by side over several seeds; mean, deviation, interval, and a test against the best baseline."""
+    from funnelrec.cli.compare import compare as run_compare
+    from funnelrec.cli.compare import named_choices
+    from funnelrec.workflow import Training
+
+    training = Training(
+        epochs=epochs, batch_size=batch_size, lr=lr, patience=patience, max_len=max_len, progress=progress
+    )
+    chosen = {stage: named_choices(text, stage) for stage, text in (("match", match), ("rank", rank))}
+    tables = _load(events, items, users, schema, max_bad_rows)
+    run_compare(tables, out, match=chosen["match"], rank=chosen["rank"], seeds=seeds, training=training, split=split)
+
+
+@app.command()
 def evaluate(folder: Annotated[Path, typer.Argument(help="A folder that `fit` or `demo` wrote.")]) -> None:
     """Measure a funnel again on the test part of the data it was fitted with."""
     from funnelrec.cli.fit import evaluate_folder

@@ -26,7 +26,7 @@ from funnelrec.workflow import (
     train_ranker,
 )
 
-__all__ = ["Plan", "evaluate_folder", "fit_funnel", "prepare_dataset", "trained"]
+__all__ = ["Plan", "evaluate_folder", "facts", "fit_funnel", "parts", "prepare_dataset", "trained"]
 
 SPLITS = {"time": GlobalTime, "legacy": LeaveLastOut, "ratio": Ratio}
 MATCH_BASELINES = {
@@ -62,7 +62,7 @@ class Plan:
 def _choices(text: str, stage: str) -> tuple[Choice, ...]:
     if text.strip().lower() in ("", "none"):
         return ()
-    choices = tuple(Choice.parse(part, stage) for part in _parts(text))
+    choices = tuple(Choice.parse(part, stage) for part in parts(text))
     labels = [c.label for c in choices]
     twice = next((name for name in labels if labels.count(name) > 1), None)
     if twice is not None:
@@ -70,7 +70,7 @@ def _choices(text: str, stage: str) -> tuple[Choice, ...]:
     return choices
 
 
-def _parts(text: str) -> list[str]:
+def parts(text: str) -> list[str]:
     """`text` cut at the commas that stand outside brackets."""
     depth, parts = 0, [""]
     for letter in text:
@@ -103,7 +103,7 @@ def fit_funnel(tables: Tables, out: Path, plan: Plan, training: Training, *, spl
     dataset = prepare_dataset(tables, out / "work" / "dataset", split)
     show.dataset(dataset)
     field = _diversity_field(dataset, plan)
-    report = Report(f"funnelrec fit: {tables.name}", _facts(dataset, split))
+    report = Report(f"funnelrec fit: {tables.name}", facts(dataset, split))
 
     matchers = {name: train_matcher(dataset, c, training)[0] for name, c in MATCH_BASELINES.items()}
     best_on_validation: dict[str, float] = {}
@@ -173,7 +173,8 @@ def _diversity_field(dataset: Dataset, plan: Plan) -> str | None:
     return min(fields, key=lambda f: (not f.many, sizes[f.name])).name if fields else None
 
 
-def _facts(dataset: Dataset, split: str) -> dict[str, str | int | float]:
+def facts(dataset: Dataset, split: str) -> dict[str, str | int | float]:
+    """The lines at the top of a report: sizes, split, fingerprint."""
     protocols = {"time": "by global time", "legacy": "leave-last-out (legacy)", "ratio": "random rows"}
     return {
         "events": dataset.counts["events"],

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -212,6 +213,23 @@ class Report:
         known = "oracle" if oracle is not None else None
         picture = self._bars("stages", title, results, values, columns[: len(metrics)], (), known)
         return self._add(Table(title, head, tuple(cells), tuple(rows), note), [picture])
+
+    def seed_table(
+        self, runs: Mapping[str, Sequence[Mapping[str, float]]], *, metrics: Sequence[str], title: str
+    ) -> Table:
+        """Add a table of models trained over several seeds: mean ± standard deviation of each metric over its runs."""
+        cells, rows = [], []
+        for name, own in runs.items():
+            found = {m: [run[m] for run in own] for m in metrics}
+            spread = {m: statistics.stdev(v) if len(v) > 1 else None for m, v in found.items()}
+            texts = [
+                f"{statistics.mean(v):.4f}" + ("" if spread[m] is None else f" ± {spread[m]:.4f}")
+                for m, v in found.items()
+            ]
+            cells.append((name, str(len(own)), *texts))
+            rows.append({"model": name, "runs": found, "std": spread})
+        note = "± standard deviation over the seeds, which differ in first weights and in the order of the examples."
+        return self._add(Table(title, ("model", "seeds", *metrics), tuple(cells), tuple(rows), note), [])
 
     def slice_table(
         self, results: Mapping[str, MatchResult], *, metric: str | None = None, title: str = "Who is served how well"
