@@ -15,6 +15,7 @@ What decides on so small a set is how the tables are held, as they over-fit befo
   reaches a validation AUC of .984 so, .972 to .974 with L2 on each use;
 - FM, FFM and AFM: L2 on each use of a row, since they cannot make up for rows that are all held short: FM .976 so, .914
   with L2 on each distinct row;
+- width: NFM of width 64 gets to .987 where width 10 gets networks to .984; DeepFM of width 40 has .9866;
 - a short cosine schedule at a high rate does in 10 epochs what a small constant rate does in 24, and ends higher.
 """
 
@@ -110,7 +111,7 @@ SETTINGS = {
     "afm": Setting(
         "rank/afm", {"embedding_dim": 32, "dropout": 0.2}, 0.964, lr=3e-2, epochs=6, use_l2=0.0005, label="AFM"
     ),
-    "nfm": Setting("rank/nfm", {"embedding_dim": 64, "hidden": (400,)}, 0.976, row_l2=0.01, label="NFM"),
+    "nfm": Setting("rank/nfm", {"embedding_dim": 64, "hidden": (400,)}, 0.985, epochs=20, row_l2=0.01, label="NFM"),
     "pnn": _network("pnn"),
     "wide_deep": _network("wide_deep"),
     "dcn": _network("dcn"),
@@ -118,7 +119,7 @@ SETTINGS = {
     "deepfm": _network("deepfm"),
     "xdeepfm": _network("xdeepfm", feature_maps=(50, 50)),
     "autoint": _network("autoint"),
-    "fibinet": _network("fibinet", 0.978, gate="sigmoid"),
+    "fibinet": _network("fibinet", 0.978),
 }
 
 

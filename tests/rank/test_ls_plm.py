@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from funnelrec.core.batch import Batch
+from funnelrec.learn.optim import make_optimizers
 from funnelrec.rank.logistic_regression import LogisticRegression
 from funnelrec.rank.ls_plm import LSPLM
 from tests.contracts import World, auc, full_spec, make_spec, quiet, train
@@ -137,6 +138,57 @@ def test_equal_regions_stay_equal_and_so_the_start_is_random() -> None:
 def test_refuses_no_region() -> None:
     with pytest.raises(ValueError, match=r"num_regions counts .* at least 1, received 0"):
         LSPLM(SPEC, num_regions=0)
+
+
+def test_a_page_is_scored_with_its_user_looked_up_once() -> None:
+    """The common-feature trick: one row of the user's part beside many of the items' and the context's."""
+    model = random_model()
+    page = WORLD.batch(12, users=torch.full((12,), 7))
+    page = page.replace(numbers=torch.cat((page.numbers[:1, :1].expand(12, 1), page.numbers[:, 1:]), dim=1))
+    first = page.select(torch.tensor([0]))
+    together = model.mix(model.sums(first, "user") + model.sums(page, "item", "context"))
+    torch.testing.assert_close(together, model(page), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(model.mix(model.sums(page, "item", "context")), model(page), rtol=1e-2)
+
+
+def test_structural_prior() -> None:
+    """Users divide, items fit: another item leaves the gate, another user leaves the regressions as they are."""
+    model = LSPLM(SPEC, num_regions=3, dividing=["user", "age"], fitting=["item", "price"])
+    one, other = WORLD.batch(8), WORLD.batch(8, seed=5)
+    columns = torch.arange(one.ids.shape[1])
+    item = (columns >= SPEC.item_ids.start) & (columns < SPEC.item_ids.stop)
+    for swapped, kept in ((item, slice(0, 3)), (~item, slice(3, 6))):
+        mixed = one.replace(ids=torch.where(swapped, other.ids, one.ids))
+        before, after = model.sums(one), model.sums(mixed)
+        torch.testing.assert_close(before[:, kept], after[:, kept])
+        assert not torch.allclose(before, after)
+    with pytest.raises(ValueError, match="dividing names 'shop', which is no field; there are user, city, item"):
+        LSPLM(SPEC, dividing=["shop"])
+
+
+def test_proximal_steps_drop_whole_values() -> None:
+    """L2,1 over the 2m numbers of a value: those that tell nothing vanish as a whole, those that do stay."""
+    spec = make_spec([("good", "context", 4, 1), ("noise", "context", 40, 1)])
+    world = World(spec)
+
+    def labelled(seed: int) -> Batch:
+        batch = world.batch(256, seed=seed)
+        return batch.replace(label=(batch.ids[:, 0] == 2).float())
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LSPLM(spec, num_regions=2)
+    optimizers = make_optimizers(model, lr=0.02, proximal={"weight": {"l1": 0.1, "l21": 0.9}})
+    for seed in range(150):
+        optimizers.zero_grad()
+        batch = labelled(seed)
+        torch.nn.functional.binary_cross_entropy_with_logits(model(batch), batch.label).backward()
+        optimizers.step()
+    weight = model.weight.table.weight
+    vanished = (weight == 0).all(1)
+    assert vanished[5:].float().mean() > 0.8
+    assert not vanished[2:4].any()
+    assert auc(labelled(999).label, quiet(model, labelled(999))[0]) > 0.99
 
 
 def test_two_regions_solve_what_one_regression_cannot() -> None:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from funnelrec.core.batch import Batch
+from funnelrec.learn.optim import make_optimizers
 from funnelrec.rank.logistic_regression import LogisticRegression
 from funnelrec.rank.wide_deep import WideDeep
 from tests.contracts import World, auc, full_spec, make_spec, quiet, train
@@ -112,6 +113,29 @@ def test_the_crosses_learn_what_single_values_cannot() -> None:
 
     assert area(WideDeep(spec, crosses=[["a", "b"]])) > 0.99
     assert abs(area(WideDeep(spec)) - 0.5) < 0.05
+
+
+@pytest.mark.parametrize("l1", [1e-4, 1e4])
+def test_ftrl_on_the_wide_part_and_its_exact_zeros(l1: float) -> None:
+    """With a huge L1 no wide weight ever leaves zero, and the model is its deep part; with a tiny one none stays."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = WideDeep(SPEC, crosses=[["a", "b"]], hidden=(8,))
+        start = model.deep.layers[0].weight.detach().clone()
+    optimizers = make_optimizers(model, ftrl={"wide": {"l1": l1, "scale": 64}})
+    for seed in range(10):
+        optimizers.zero_grad()
+        batch = WORLD.batch(64, seed=seed)
+        F.binary_cross_entropy_with_logits(model(batch), batch.label).backward()
+        optimizers.step()
+    known = WORLD.batch(500).ids
+    rows = model.wide.cross_rows(known).flatten()
+    assert (model.wide.combinations.weight[rows] == 0).all() == (l1 > 1)
+    assert (model.wide.values.table.weight[known.flatten().long()] == 0).all() == (l1 > 1)
+    assert not torch.equal(model.deep.layers[0].weight, start), "the deep part learns by its own optimiser"
+    if l1 > 1:
+        batch = WORLD.batch(16)
+        torch.testing.assert_close(quiet(model, batch)[0], model.deep(model.stack(batch)).squeeze(1))
 
 
 def test_refuses() -> None:
