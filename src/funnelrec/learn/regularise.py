@@ -75,8 +75,8 @@ class Proximal(Optimizer):
 
     For each touched row w of a parameter, with the learning rate η: w ← sign(w) (|w| − η l1)₊ number by number, then
     w ← w (1 − η l21 / ‖w‖)₊ as a group, so that a value of a field can vanish as a whole (Gai et al. 2017, Eq. 5). A
-    parameter of one dimension knows l1 only. Behind Adam, whose steps are about η whatever the gradient's size, strengths of
-    .1 to 1 keep what is pulled one way and drop what is pulled to and fro.
+    parameter of one dimension knows l1 only. Behind Adam, whose steps are about η whatever the gradient's size,
+    strengths of .1 to 1 keep what is pulled one way and drop what is pulled to and fro.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, l1: float = 0.0, l21: float = 0.0) -> None:
