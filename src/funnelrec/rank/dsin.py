@@ -11,11 +11,11 @@ Eq. (3)-(6) one block of self-attention and feed-forward for all sessions       
 Eq. (7)  I_k = mean over the items of session k                                      _interests
          H = Bi-LSTM(I_1, …, I_K)                                                    _evolved
 Eq. (9)  a_k = softmax_k(I_k W^I x), U^I = Σ a_k I_k                                 self.choose
-Eq. (10) the same over H with W^H: U^H; logit = MLP([fields, U^I, U^H])              self.choose_evolved, forward
+Eq. (10) the same over H with W^H: U^H; logit = MLP([fields, U^I, U^I ∘ x, U^H])      self.choose_evolved, forward
 Differs: only real items and sessions enter means, softmaxes and the LSTM, where the authors' code has padding in all
          three. Short sessions stay. k counts from the newest session, t from the first kept item of a session. x is
-         the candidate's vector. The times must be seconds: in a leave-last-out data set they count events, and then
-         a history is one session.
+         the candidate's vector; U^I ∘ x enters the top MLP, as in rank/din. The times must be seconds: in a
+         leave-last-out data set they count events, and then a history is one session.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class DSIN(nn.Module):
         self.evolution = nn.LSTM(dim, dim, batch_first=True, bidirectional=True)
         self.choose = BilinearScore(dim, dim)
         self.choose_evolved = BilinearScore(dim, 2 * dim)
-        in_features = self.embedding.output_fields * embedding_dim + 3 * dim
+        in_features = self.embedding.output_fields * embedding_dim + 4 * dim
         self.top = MLP(in_features, (*hidden, 1), activation=activation, dropout=dropout)
 
     def _items(self, ids: Int[Tensor, "*shape C"]) -> Float[Tensor, "*shape D"]:
@@ -175,6 +175,7 @@ class DSIN(nn.Module):
         allowed = sessions.unsqueeze(1)  # (B, 1, K)
         of_interests = masked_softmax(self.choose(target, interests), allowed) @ interests  # (B, 1, D)   Eq. (9)
         of_evolved = masked_softmax(self.choose_evolved(target, evolved), allowed) @ evolved  # (B, 1, 2D)   Eq. (10)
-        top_in = torch.cat((fields, of_interests.squeeze(1), of_evolved.squeeze(1)), dim=1)
+        chosen = torch.cat((of_interests, of_interests * target, of_evolved), dim=2).squeeze(1)  # (B, 4D)
+        top_in = torch.cat((fields, chosen), dim=1)
         logit: Tensor = self.top(top_in).squeeze(1)  # (B,)
         return logit
