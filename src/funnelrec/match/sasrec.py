@@ -4,7 +4,7 @@ Paper: Kang, McAuley. Self-Attentive Sequential Recommendation. ICDM 2018. arXiv
 Idea:  every position of a history predicts the item that comes next, and may look only at what came before it.
 
 Eq. (1)     Ê = √d M[s] + P                      SASRec._encode
-Eq. (2)     softmax(Q Kᵀ/√d) V                   _Block._attend
+Eq. (2)     softmax(Q Kᵀ/√d) V                   core.nn.packed.Packed.attend
 Eq. (3)     S = SA(Ê): Q, K, V are projections   _Block.forward
 Eq. (4)     FFN(s) = ReLU(s W1 + b1) W2 + b2     _Block.forward
 Eq. (5)-(6) blocks on blocks                     SASRec._encode
@@ -22,63 +22,18 @@ Differs:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
-from funnelrec.core.nn.embedding import Table
+from funnelrec.core.nn.items import any_known, item_table, newest_items
+from funnelrec.core.nn.packed import Packed
 from funnelrec.core.schema import Spec
-from funnelrec.core.shapes import FIRST_KNOWN, PADDING, UNKNOWN
+from funnelrec.core.shapes import PADDING, UNKNOWN
 
 __all__ = ["SASRec"]
-
-GROUPS = 8  #: groups of similar length that attention works on one after the other; halves its time on ML-1M
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Examples of similar length, next to one another in the packed order; padded to `longest` for attention."""
-
-    examples: int
-    longest: int
-    slots: Tensor  # int64 [t]: where each item stands in the flattened [examples, longest]
-
-    def spread(self, x: Float[Tensor, "t D"], heads: int) -> Float[Tensor, "b H l d"]:
-        """The packed items of this group as left-aligned histories, split into heads."""
-        grid = x.new_zeros(self.examples * self.longest, x.shape[1]).index_copy(0, self.slots, x)
-        return grid.view(self.examples, self.longest, heads, -1).transpose(1, 2)
-
-    def collect(self, x: Float[Tensor, "b H l d"]) -> Float[Tensor, "t D"]:
-        """The inverse of `spread`: the items of this group, packed."""
-        return x.transpose(1, 2).reshape(self.examples * self.longest, -1).index_select(0, self.slots)
-
-
-class _Packed:
-    """The real items of a batch in one row, examples ordered by length, oldest item first; T of them."""
-
-    def __init__(self, mask: Bool[Tensor, "B L"]) -> None:
-        order = mask.sum(1).argsort(stable=True)
-        row, self.column = mask[order].nonzero(as_tuple=True)  # (T,) each
-        self.example = order[row]
-        rank = mask[order].cumsum(1)[row, self.column] - 1  # (T,) position among the example's real items
-        counts = mask[order].sum(1)
-        ends = [0, *counts.cumsum(0).tolist()]
-        lengths = counts.tolist()
-        size = max(1, -(-len(lengths) // GROUPS))
-        self.groups = []
-        for first in range(0, len(lengths), size):
-            last = min(first + size, len(lengths))
-            start, stop, longest = ends[first], ends[last], lengths[last - 1]
-            if stop > start:
-                slots = (row[start:stop] - first) * longest + rank[start:stop]
-                self.groups.append(_Group(last - first, longest, slots))
-        final = rank == counts[row] - 1
-        self.newest, self.newest_example = final.nonzero().squeeze(1), self.example[final]
 
 
 class _Block(nn.Module):
@@ -94,23 +49,14 @@ class _Block(nn.Module):
         self.inner, self.outer = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Float[Tensor, "T D"], packed: _Packed) -> Float[Tensor, "T D"]:
+    def forward(self, x: Float[Tensor, "T D"], packed: Packed) -> Float[Tensor, "T D"]:
         query = self.attention_norm(x)
-        attended = query + self._attend(self.query(query), self.key(x), self.value(x), packed)  # Eq. (3)
+        attended = query + packed.attend(
+            self.query(query), self.key(x), self.value(x), self.num_heads, causal=True
+        )  # Eq. (2)-(3)
         y = self.forward_norm(attended)
         out: Tensor = y + self.dropout(self.outer(self.dropout(torch.relu(self.inner(y)))))  # Eq. (4)
         return out
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, packed: _Packed) -> Tensor:
-        """Eq. (2). Histories stand left-aligned inside a group, so the causal rule alone keeps padding out."""
-        out = []
-        sizes = [len(group.slots) for group in packed.groups]
-        # split and not sliced: the backward of every slice would fill a tensor of all T items with zeros
-        for group, *parts in zip(packed.groups, *(torch.split(x, sizes) for x in (query, key, value)), strict=True):
-            q, k, v = (group.spread(x, self.num_heads) for x in parts)  # (b, H, l, D / H)
-            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            out.append(group.collect(attended))
-        return torch.cat(out) if out else query  # (T, D)
 
 
 @keeps_config
@@ -136,11 +82,9 @@ class SASRec(nn.Module):
         super().__init__()
         if embedding_dim % num_heads:
             raise ValueError(f"num_heads must divide embedding_dim, received {num_heads} and {embedding_dim}")
-        if spec.num_items <= FIRST_KNOWN:
-            raise ValueError(f"SASRec needs a catalogue; the spec has {spec.num_items} item rows, name the item column")
         self.spec = spec
         self.max_len = max_len
-        self.items = Table(spec.num_items, embedding_dim, std=0.02)
+        self.items = item_table(spec, embedding_dim, std=0.02, owner="SASRec")
         self.positions = nn.Parameter(torch.empty(max_len, embedding_dim))  # row p: p slots before the newest
         self.blocks = nn.ModuleList(_Block(embedding_dim, num_heads, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(embedding_dim)
@@ -161,22 +105,17 @@ class SASRec(nn.Module):
 
     def encode_users(self, batch: Batch) -> tuple[Float[Tensor, "B 1 D"], Bool[Tensor, "B 1"]]:
         """The state after the newest item. Not valid: no item of the history is known."""
-        history, mask = batch.history[:, -self.max_len :], batch.mask[:, -self.max_len :]
+        history, mask = newest_items(batch, self.max_len)
         states, packed = self._encode(history, mask)
-        users = states.new_zeros(len(history), states.shape[1])
-        users = users.index_copy(0, packed.newest_example, states.index_select(0, packed.newest))  # (B, D)
-        valid = ((history >= FIRST_KNOWN) & mask).any(1)
-        return users.unsqueeze(1), valid.unsqueeze(1)  # (B, 1, D), (B, 1)
+        return packed.newest(states).unsqueeze(1), any_known(history, mask).unsqueeze(1)  # (B, 1, D), (B, 1)
 
     def encode_positions(self, batch: Batch) -> Float[Tensor, "B L D"]:
         """The state after each item of the history, zero at padding. L may not exceed `max_len`."""
-        count, length = batch.history.shape
+        length = batch.history.shape[1]
         if length > self.max_len:
             raise ValueError(f"histories of {length} slots exceed max_len={self.max_len}; make batches of max_len")
         states, packed = self._encode(batch.history, batch.mask)
-        grid = states.new_zeros(count * length, states.shape[1])
-        grid = grid.index_copy(0, packed.example * length + packed.column, states)
-        return grid.view(count, length, -1)  # (B, L, D)
+        return packed.grid(states)  # (B, L, D)
 
     def encode_items(self, rows: Int[Tensor, "N"]) -> Float[Tensor, "N D"]:
         """Rows of the table that the input uses too."""
@@ -189,8 +128,8 @@ class SASRec(nn.Module):
         """The only vector there is."""
         return interests[:, 0]
 
-    def _encode(self, history: Tensor, mask: Tensor) -> tuple[Tensor, _Packed]:
-        packed = _Packed(mask & (history != PADDING))
+    def _encode(self, history: Tensor, mask: Tensor) -> tuple[Tensor, Packed]:
+        packed = Packed(mask & (history != PADDING))
         x = self.items(history[packed.example, packed.column]) * self.items.dim**0.5  # (T, D)
         x = self.dropout(x + self.positions[history.shape[1] - 1 - packed.column])  # Eq. (1)
         for block in self.blocks:
