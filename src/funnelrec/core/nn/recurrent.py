@@ -21,60 +21,60 @@ Evolution = Literal["gru", "aigru", "agru", "augru"]
 class _Recurrence(torch.autograd.Function):
     """h_t = h_{t-1} + w_t (c_t - h_{t-1}), c_t = tanh(x^c_t + r_t ∘ (U_c h_{t-1})), w_t = s_t u_t, or s_t without u.
 
-    x [L, B, G·E] are the projected inputs in the order r, (u,) c; s [L, B] is the share of each step, 0 at padding;
-    U [G·E, E]. Gives all states [L, B, E]. G is 3 with the update gate u and 2 without.
+    x [L, G·E, B] are the projected inputs in the order r, (u,) c; s [L, B] is the share of each step, 0 at padding;
+    U [G·E, E]. Gives all states [L, E, B]. G is 3 with the update gate u and 2 without. The batch stands last, so that
+    every gate of a step is one block of memory.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, share: Tensor, recurrent: Tensor) -> Tensor:
-        length, size, width = x.shape
+        length, width, size = x.shape
         dim = recurrent.shape[1]
-        gates = x.new_empty(length, size, width)  # after the loop: r, (u,) c
-        inner = x.new_empty(length, size, dim)  # U_c h
-        states = x.new_zeros(length + 1, size, dim)
-        updates = width > 2 * dim
+        gates = x  # the projections are nobody else's: the gates r, (u,) c take their place
+        from_state = x.new_empty(width, size)
+        states = x.new_zeros(length + 1, dim, size)
         for t in range(length):
-            before = states[t]
-            from_state = before @ recurrent.T  # (B, G·E)
-            torch.add(x[t, :, :-dim], from_state[:, :-dim], out=gates[t, :, :-dim]).sigmoid_()
-            inner[t] = from_state[:, -dim:]
-            torch.addcmul(x[t, :, -dim:], gates[t, :, :dim], inner[t], out=gates[t, :, -dim:]).tanh_()
-            weight = share[t].unsqueeze(1)
-            if updates:
-                weight = weight * gates[t, :, dim : 2 * dim]
-            torch.addcmul(before, weight, gates[t, :, -dim:] - before, out=states[t + 1])
-        ctx.save_for_backward(share, recurrent, gates, inner, states)
+            before, gate, c = states[t], gates[t], gates[t, -dim:]
+            torch.mm(recurrent, before, out=from_state)  # (G·E, E) @ (E, B)
+            gate[:-dim].add_(from_state[:-dim]).sigmoid_()
+            c.addcmul_(gate[:dim], from_state[-dim:]).tanh_()
+            weight = share[t] * gate[dim : 2 * dim] if width > 2 * dim else share[t]
+            torch.addcmul(before, weight, c - before, out=states[t + 1])
+        ctx.save_for_backward(share, recurrent, gates.detach(), states)
         return states[1:]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        share, recurrent, gates, inner, states = ctx.saved_tensors
-        length, size, width = gates.shape
+        share, recurrent, gates, states = ctx.saved_tensors
+        length, width, size = gates.shape
         dim = recurrent.shape[1]
-        updates = width > 2 * dim
         to_inputs = torch.empty_like(gates)  # gradients before the gates' activations
-        to_states = torch.empty_like(gates)  # the same, but that of U_c h is behind r
+        to_state = gates.new_empty(width, size)  # those of one step, but that of U_c h is behind r
+        inner = gates.new_empty(dim, size)  # U_c h, cheaper to make again than to keep
         to_share = torch.empty_like(share)
-        grad = states.new_zeros(size, dim)  # of h_t
+        to_recurrent = torch.zeros_like(recurrent)
+        transposed, of_candidate = recurrent.T.contiguous(), recurrent[-dim:]
+        grad = states.new_zeros(dim, size)  # of h_t
         for t in range(length - 1, -1, -1):
-            grad = grad + outer[t]
-            before, r, c, s = states[t], gates[t, :, :dim], gates[t, :, -dim:], share[t].unsqueeze(1)
-            moved = grad * (c - before)  # of w_t
-            weight = s
-            if updates:
-                u = gates[t, :, dim : 2 * dim]
+            grad = grad.add_(outer[t])
+            before, gate, s, to_input = states[t], gates[t], share[t], to_inputs[t]
+            r, c, weight = gate[:dim], gate[-dim:], s
+            moved = (c - before).mul_(grad)  # of w_t
+            if width > 2 * dim:
+                u = gate[dim : 2 * dim]
                 weight = s * u
-                to_share[t] = (moved * u).sum(1)
-                torch.mul(moved * s, u * (1 - u), out=to_inputs[t, :, dim : 2 * dim])
+                to_share[t] = (moved * u).sum(0)
+                torch.mul(moved.mul_(s), torch.addcmul(u, u, u, value=-1), out=to_input[dim : 2 * dim])  # σ' = u - u²
             else:
-                to_share[t] = moved.sum(1)
-            of_c = torch.mul(grad * weight, 1 - c * c, out=to_inputs[t, :, -dim:])
-            torch.mul(of_c * inner[t], r * (1 - r), out=to_inputs[t, :, :dim])
-            to_states[t, :, :-dim] = to_inputs[t, :, :-dim]
-            torch.mul(of_c, r, out=to_states[t, :, -dim:])
-            grad = torch.addmm(grad * (1 - weight), to_states[t], recurrent)
-        to_recurrent = to_states.flatten(0, 1).T @ states[:-1].flatten(0, 1)  # (G·E, E)
+                to_share[t] = moved.sum(0)
+            of_c = torch.mul(grad * weight, 1 - c * c, out=to_input[-dim:])
+            torch.mm(of_candidate, before, out=inner)
+            torch.mul(inner.mul_(of_c), torch.addcmul(r, r, r, value=-1), out=to_input[:dim])
+            to_state[:-dim] = to_input[:-dim]
+            torch.mul(of_c, r, out=to_state[-dim:])
+            to_recurrent.addmm_(to_state, before.T)  # (G·E, B) @ (B, E)
+            grad = torch.addcmul(grad, grad, weight, value=-1).addmm_(transposed, to_state)
         return to_inputs, to_share, to_recurrent
 
 
@@ -118,8 +118,9 @@ class GRU(nn.Module):
         if attention is not None and self.kind == "aigru":
             x, attention = x * attention.unsqueeze(-1), None
         share = mask.to(x.dtype) if attention is None else attention.masked_fill(~mask, 0.0)  # (B, L)
-        projected = self.input(x.transpose(0, 1).contiguous())  # (L, B, G·E), time first: a step is one block of memory
+        weight = self.input.weight.expand(x.shape[1], -1, -1)
+        projected = torch.baddbmm(self.input.bias.view(1, -1, 1), weight, x.permute(1, 2, 0))  # (L, G·E, B)
         projected, share = projected.to(self.recurrent.dtype), share.to(self.recurrent.dtype).T.contiguous()
         with torch.autocast(x.device.type, enabled=False):  # errors add up over the steps: the state stays in float32
             states: Tensor = _Recurrence.apply(projected, share, self.recurrent)  # type: ignore[no-untyped-call]
-        return states.transpose(0, 1)  # (B, L, E)
+        return states.permute(2, 0, 1)  # (L, E, B) -> (B, L, E)
