@@ -31,7 +31,8 @@ class VectorMatcher(Protocol):
     known of this user, the caller falls back). `user_for_target` says which user vector a target item trains.
     A sequence model may also offer `encode_positions(batch) -> Float[Tensor, "B L D"]`, the user's vector after each
     history item; the losses use it when `batch.target` is [B, L].
-    A model may offer `training_terms(batch) -> dict[str, Tensor]`, extra loss terms of its paper.
+    A model may offer `training_input(batch) -> Batch`, which puts history and target into the form that its paper
+    trains on (BERT4Rec hides items), and `training_terms(batch) -> dict[str, Tensor]`, extra loss terms of its paper.
     """
 
     def encode_users(self, batch: Batch) -> tuple[Float[Tensor, "B K D"], Bool[Tensor, "B K"]]: ...

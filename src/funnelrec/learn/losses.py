@@ -365,8 +365,11 @@ def pairs(model: Any, batch: Batch) -> tuple[Float[Tensor, "P D"], Int[Tensor, "
     """The user vectors to train and the item row each should find; positions without a target are dropped.
 
     `batch.target` [B, L] uses `encode_positions`; [B] uses `encode_users` and, when there are several vectors a user,
-    `user_for_target`. A user of whom nothing is known (no valid vector) is dropped too.
+    `user_for_target`. A user of whom nothing is known (no valid vector) is dropped too. A model's own `training_input`
+    makes of the batch what its paper trains on.
     """
+    if hasattr(model, "training_input"):
+        batch = model.training_input(batch)
     target = batch.target
     if target.dim() == 2:
         users = model.encode_positions(batch).flatten(0, 1)  # (B·L, D)
