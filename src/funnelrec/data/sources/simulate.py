@@ -71,7 +71,7 @@ CHANGE_BETWEEN = (0.05, 0.3)  #: ... at a moment between these shares of the use
 JOINED_BY = 0.3  #: everybody has joined by this share of the days, a third on the first
 LATE_ITEMS = 0.06  #: share of the items that come out during the days
 SESSION = (4, 11)  #: impressions of a session
-STAYS = 0.6  #: chance that a session is about what the one before was about
+STAYS = 0.8  #: chance that a session is about what the one before was about
 
 _STREAMS = {
     name: number
@@ -144,6 +144,7 @@ class World:
         days: int = 60,
         events: int | None = None,
         noise: float = 0.01,
+        interests: int | None = None,
         session_intent: float = 0.0,
         pictures: bool = False,
     ) -> World:
@@ -151,11 +152,12 @@ class World:
 
         events: impressions to aim at, 165 a user by default; about a fifth fewer remain, for nothing is shown twice to
         anyone, nor before it is out. noise: share of the items whose `category` or `style` is not what they
-        are about. session_intent: how much of an interest's strength is gone while a session is about another one,
-        0 (nothing) to 1. pictures: add the column `picture`, PNG bytes, to the items.
+        are about. interests: how many everybody has at a time, 1 to 4; by default some have 1, some 4.
+        session_intent: how much of an interest's strength is gone while a session is about another one, 0 (nothing)
+        to 1. pictures: add the column `picture`, PNG bytes, to the items.
         """
-        _check(users, items, days, events, noise, session_intent)
-        people, catalogue = _Users(users, days, seed), _Items(items, days, noise, seed)
+        _check(users, items, days, events, noise, interests, session_intent)
+        people, catalogue = _Users(users, days, interests, seed), _Items(items, days, noise, seed)
         shown = _sessions(people, days, events or 165 * users, seed)
         item = _policy(shown, catalogue, people.interests, seed)
         keep = shown["time"] >= catalogue.released[item]
@@ -275,13 +277,13 @@ class World:
 class _Users:
     """User u is row u. `device` is the one used most; `activity` is relative."""
 
-    def __init__(self, users: int, days: int, seed: int) -> None:
+    def __init__(self, users: int, days: int, interests: int | None, seed: int) -> None:
         rng = _rng(seed, "users")
         self.plan = _choice((0.5, 0.3, 0.2), rng.random(users))
         self.device = _choice((0.25, 0.5, 0.1, 0.15), rng.random(users))
         self.joined = EPOCH + (np.maximum(0.0, 1.5 * rng.random(users) - 0.5) * JOINED_BY * days * DAY).astype(np.int64)
         self.activity = np.exp(rng.normal(0.0, 0.4, users))
-        self.interests = self._interests(EPOCH + days * DAY, rng)
+        self.interests = self._interests(EPOCH + days * DAY, interests, rng)
         self.table = pl.DataFrame(
             {
                 "user": np.arange(1, users + 1, dtype=np.int64),
@@ -290,12 +292,13 @@ class _Users:
             }
         )
 
-    def _interests(self, end: int, rng: np.random.Generator) -> Interests:
+    def _interests(self, end: int, number: int | None, rng: np.random.Generator) -> Interests:
         shape = (len(self.plan), SLOTS)
         # Eight different topics a user: four to begin with, four to change to.
         topics = np.argsort(rng.random((shape[0], len(TOPICS))), axis=1)[:, : 2 * SLOTS].reshape(*shape, 2)
         subtopic = topics * PER_TOPIC + rng.integers(0, PER_TOPIC, topics.shape)
-        used = np.arange(SLOTS) <= _choice(NUMBER_OF_INTERESTS, rng.random(shape[0]))[:, None]
+        drawn = _choice(NUMBER_OF_INTERESTS, rng.random(shape[0]))[:, None]
+        used = np.arange(SLOTS) <= (drawn if number is None else number - 1)
         stay = end - self.joined[:, None]
         moment = self.joined[:, None] + (rng.uniform(*CHANGE_BETWEEN, shape) * stay).astype(np.int64)
         return Interests(
@@ -457,12 +460,16 @@ def _watch(click: _Ints, match: _Floats, minutes: _Ints, seed: int) -> _Ints:
 
 
 # ------------------------------------------------------------------------------------------------------------ helpers
-def _check(users: int, items: int, days: int, events: int | None, noise: float, session_intent: float) -> None:
+def _check(
+    users: int, items: int, days: int, events: int | None, noise: float, interests: int | None, session_intent: float
+) -> None:
     for name, value, least in (("users", users, 1), ("items", items, len(SUBTOPICS)), ("days", days, 1)):
         if value < least:
             raise ValueError(f"a world needs at least {least} {name}, received {name}={value}")
     if events is not None and events < users:
         raise ValueError(f"a world needs at least one event a user, received events={events} for {users} users")
+    if interests is not None and not 1 <= interests <= SLOTS:
+        raise ValueError(f"everybody has 1 to {SLOTS} interests, received interests={interests}")
     for name, share in (("noise", noise), ("session_intent", session_intent)):
         if not 0.0 <= share <= 1.0:
             raise ValueError(f"{name} is a share between 0 and 1, received {name}={share}")
