@@ -30,14 +30,14 @@ def batch(*histories: list[int], length: int = 8) -> Batch:
 
 def test_equals_algorithm_1_written_out() -> None:
     made, history = model(), [3, 4, 5, 9]
-    maps = made.maps.unflatten(2, (3, 8))  # (slot, D, K, D)
+    maps = made.votes.maps.unflatten(2, (3, 8))  # (slot, D, K, D)
     votes = torch.stack(
         [
             torch.stack([made.items.weight[row] @ maps[3 - slot, :, k] for k in range(3)])
             for slot, row in enumerate(history)
         ]
     )  # (L, K, D)
-    torch.testing.assert_close(made.votes(torch.tensor([history]))[0], votes)
+    torch.testing.assert_close(made.votes(made.items.weight[history].unsqueeze(0))[0], votes)
     b = torch.zeros(4, 3)
     for _ in range(3):
         c = b.softmax(1)
@@ -51,7 +51,7 @@ def test_equals_algorithm_1_written_out() -> None:
 
 def test_one_interest_takes_everything_whatever_the_iterations() -> None:
     made, history = model(num_interests=1), [3, 4, 5]
-    expected = squash(sum(made.items.weight[row] @ made.maps[2 - slot] for slot, row in enumerate(history)))
+    expected = squash(sum(made.items.weight[row] @ made.votes.maps[2 - slot] for slot, row in enumerate(history)))
     torch.testing.assert_close(made.encode_users(batch(history))[0][0, 0], expected)
     made.iterations = 6
     torch.testing.assert_close(made.encode_users(batch(history))[0][0, 0], expected)
@@ -61,7 +61,7 @@ def test_the_place_of_an_item_matters() -> None:
     made = model()
     assert not torch.allclose(made.encode_users(batch([3, 4, 5]))[0], made.encode_users(batch([5, 4, 3]))[0], atol=1e-2)
     with torch.no_grad():
-        made.maps[:] = made.maps[0]
+        made.votes.maps[:] = made.votes.maps[0]
     torch.testing.assert_close(made.encode_users(batch([3, 4, 5]))[0], made.encode_users(batch([5, 4, 3]))[0])
 
 
@@ -82,7 +82,7 @@ def test_only_the_newest_max_len_items_are_read() -> None:
 def test_every_weight_is_drawn() -> None:
     """A published version leaves the maps as the memory was: zeros, or not numbers."""
     for _ in range(3):
-        maps = ComiRecDR(SPEC, embedding_dim=8, num_interests=3, max_len=12).maps.detach()
+        maps = ComiRecDR(SPEC, embedding_dim=8, num_interests=3, max_len=12).votes.maps.detach()
         assert maps.isfinite().all()
         noise = maps - torch.eye(8).repeat(1, 3)
         assert float(noise.std()) == pytest.approx(8**-0.5, rel=0.1)
@@ -95,7 +95,7 @@ def test_a_target_trains_only_its_closest_interest() -> None:
     best = int((interests[0] @ made.items.weight[7]).argmax())
     torch.testing.assert_close(chosen[0], interests[0, best])
     chosen.square().sum().backward()
-    gradient = made.maps.grad[:4].unflatten(2, (3, 8)).abs().sum((0, 1, 3))
+    gradient = made.votes.maps.grad[:4].unflatten(2, (3, 8)).abs().sum((0, 1, 3))
     assert (gradient > 0).tolist() == [k == best for k in range(3)]
 
 

@@ -5,7 +5,7 @@ Paper: Cen, Zhang, Zou, Zhou, Yang, Tang. Controllable Multi-Interest Framework 
 Idea:  each item of a history votes for each interest through a matrix of that place and that interest; routing by
        agreement settles which interest gets it.
 
-Eq. (1)   ê_{j|i} = W_ij e_i                       ComiRecDR.votes
+Eq. (1)   ê_{j|i} = W_ij e_i                       core.nn.capsule.SlotVotes
 Eq. (2)   s_j = Σ_i c_ij ê_{j|i}                   core.nn.capsule.route
 Eq. (3)   c_ij = softmax_j(b_ij)                   route: over the interests, at each item
 Eq. (4)   v_j = squash(s_j)                        squash
@@ -23,13 +23,12 @@ Differs:
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
-from funnelrec.core.nn.capsule import route
+from funnelrec.core.nn.capsule import SlotVotes, route
 from funnelrec.core.nn.items import any_known, closest_interest, item_table, newest_items
 from funnelrec.core.schema import Spec
 
@@ -59,27 +58,15 @@ class ComiRecDR(nn.Module):
                 f"num_interests and iterations must be at least 1, received {num_interests} and {iterations}"
             )
         self.spec = spec
-        self.num_interests = num_interests
         self.iterations = iterations
         self.max_len = max_len
         self.items = item_table(spec, embedding_dim, std=0.02, owner="ComiRec-DR")
-        # row p: from an item p slots before the newest to its K votes
-        self.maps = nn.Parameter(torch.empty(max_len, embedding_dim, num_interests * embedding_dim))
-        nn.init.normal_(self.maps, std=embedding_dim**-0.5)
-        with torch.no_grad():
-            self.maps.add_(torch.eye(embedding_dim).repeat(1, num_interests))
-
-    def votes(self, history: Int[Tensor, "B L"]) -> Float[Tensor, "B L K D"]:
-        """What each item says of each interest, Eq. (1)."""
-        items = self.items(history)  # (B, L, D)
-        maps = self.maps[: history.shape[1]].flip(0)  # (L, D, K·D) newest last
-        votes = torch.bmm(items.transpose(0, 1), maps)  # (L, B, K·D)
-        return votes.transpose(0, 1).reshape(*history.shape, self.num_interests, -1)  # (B, L, K, D)
+        self.votes = SlotVotes(max_len, embedding_dim, num_interests)  # W
 
     def encode_users(self, batch: Batch) -> tuple[Float[Tensor, "B K D"], Bool[Tensor, "B K"]]:
         """The K interests. None is valid when no item of the history is known."""
         history, mask = newest_items(batch, self.max_len)
-        interests = route(self.votes(history), mask, iterations=self.iterations)  # (B, K, D) Alg. 1
+        interests = route(self.votes(self.items(history)), mask, iterations=self.iterations)  # (B, K, D) Alg. 1
         return interests, any_known(history, mask).unsqueeze(1).expand(interests.shape[:2])
 
     def encode_items(self, rows: Int[Tensor, "N"]) -> Float[Tensor, "N D"]:

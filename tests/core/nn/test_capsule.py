@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from funnelrec.core.nn.capsule import route, squash
+from funnelrec.core.nn.capsule import SlotVotes, route, squash
 
 
 def test_squash_by_hand() -> None:
@@ -123,3 +123,15 @@ def test_detached_routing_has_the_same_value_and_another_gradient() -> None:
 def test_refuses_no_iteration() -> None:
     with pytest.raises(ValueError, match="at least 1 iteration, received 0"):
         route(torch.randn(1, 2, 3, 4), iterations=0)
+
+
+def test_slot_votes_by_hand() -> None:
+    """Two slots, two capsules: the newest item goes through the maps of row 0, the one before through row 1."""
+    votes = SlotVotes(5, 2, 2)
+    with torch.no_grad():
+        votes.maps.zero_()
+        votes.maps[0] = torch.tensor([[1.0, 0.0, 0.0, 2.0], [0.0, 1.0, 3.0, 0.0]])
+        votes.maps[1] = torch.tensor([[0.0, 0.0, 1.0, 1.0], [5.0, 0.0, 0.0, 0.0]])
+    out = votes(torch.tensor([[[1.0, 1.0], [10.0, 1.0]]]))
+    assert out[0, 1].tolist() == [[10.0, 1.0], [3.0, 20.0]]
+    assert out[0, 0].tolist() == [[5.0, 0.0], [1.0, 1.0]]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["route", "squash"]
+__all__ = ["SlotVotes", "route", "squash"]
 
 
 def squash(s: Float[Tensor, "*shape D"], eps: float = 1e-8) -> Float[Tensor, "*shape D"]:
@@ -56,3 +56,25 @@ def _gather_votes(logits: Tensor, votes: Tensor, mask: Tensor | None) -> Tensor:
     if mask is not None:
         c = c.masked_fill(~mask.unsqueeze(-1), 0.0)
     return torch.einsum("blk,blkd->bkd", c, votes) if votes.dim() == 4 else c.transpose(1, 2) @ votes  # (B, K, D)
+
+
+class SlotVotes(nn.Module):
+    """What each item of a history says of each of K capsules: a matrix of its own for each slot and capsule.
+
+    Slots are counted from the newest. The matrices, K · D² numbers a slot, start at I + N(0, 1/D): from matrices that
+    have nothing in common, a vote says where an item stands and not what it is.
+    """
+
+    def __init__(self, max_len: int, dim: int, num_capsules: int) -> None:
+        super().__init__()
+        self.num_capsules = num_capsules
+        self.maps = nn.Parameter(torch.empty(max_len, dim, num_capsules * dim))  # row p: p slots before the newest
+        nn.init.normal_(self.maps, std=dim**-0.5)
+        with torch.no_grad():
+            self.maps.add_(torch.eye(dim).repeat(1, num_capsules))
+
+    def forward(self, x: Float[Tensor, "B L D"]) -> Float[Tensor, "B L K D"]:
+        """L may not exceed `max_len`."""
+        maps = self.maps[: x.shape[1]].flip(0)  # (L, D, K·D) newest last
+        votes = torch.bmm(x.transpose(0, 1), maps)  # (L, B, K·D)
+        return votes.transpose(0, 1).reshape(*x.shape[:2], self.num_capsules, -1)  # (B, L, K, D)
