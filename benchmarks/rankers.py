@@ -165,7 +165,7 @@ def ours(model: str, folder: Path, rows: int, bf16: bool) -> None:
                     turns.wait()
                 yield batch
 
-    arguments: dict[str, Any] = {"embedding_dim": WIDTH, "hidden": HIDDEN}
+    arguments: dict[str, Any] = {"embedding_dim": WIDTH, "hidden": HIDDEN, "dropout": 0.0}
     arguments |= {
         "xdeepfm": {"feature_maps": (256, 128), "split_half": True},
         "autoint": {"head_dim": WIDTH // 2},
@@ -240,7 +240,7 @@ def match(model: str, rows: int, options: argparse.Namespace, folder: Path) -> d
     commands = {name: [sys.executable, __file__, "--side", name] for name in ("float32", "bf16")}
     if options.peer:
         commands["peer"] = [options.peer, __file__, "--side", "peer"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "OMP_WAIT_POLICY": "passive"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
     sides = {
         name: subprocess.Popen(
             [*command, model, str(folder), str(rows)],

@@ -3,7 +3,8 @@
     OMP_WAIT_POLICY=passive python benchmarks/recurrence.py [--threads 2] [--output benchmarks/results/recurrence.json]
 
 AUGRU is h + a (GRU(x, h) - h), so a loop over `nn.GRUCell` with the same weights gives the same states; that is checked
-first. Shapes: the authors' (batch 128, 100 steps, width 36), and batches of 512 and 4,096 over 50 steps. The two alternate in one process; read the ratio.
+first. Shapes: the authors' (batch 128, 100 steps, width 36), and batches of 512 and 4,096 over 50 steps. The two
+alternate in one process; read the ratio.
 """
 
 from __future__ import annotations

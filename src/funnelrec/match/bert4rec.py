@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
+from funnelrec.core.nn.dropout import Dropout
 from funnelrec.core.nn.items import any_known, item_table, newest_items
 from funnelrec.core.nn.packed import Packed
 from funnelrec.core.schema import Spec
@@ -52,7 +53,7 @@ class _Block(nn.Module):
         self.key = nn.Linear(dim, dim, bias=False)
         self.attention_norm, self.forward_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.inner, self.outer = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "T D"], packed: Packed) -> Float[Tensor, "T D"]:
         attended = packed.attend(self.query(x), self.key(x), self.value(x), self.num_heads, causal=False)
@@ -96,7 +97,7 @@ class BERT4Rec(nn.Module):
         self.norm = nn.LayerNorm(embedding_dim)
         self.blocks = nn.ModuleList(_Block(embedding_dim, num_heads, dropout) for _ in range(num_layers))
         self.head, self.head_norm = nn.Linear(embedding_dim, embedding_dim), nn.LayerNorm(embedding_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         for parameter in (self.hidden, self.positions):
             nn.init.normal_(parameter, std=0.02)
         for module in self.modules():

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
+from funnelrec.core.nn.dropout import Dropout
 from funnelrec.core.nn.embedding import Table
 from funnelrec.core.nn.items import any_known, item_table, newest_items
 from funnelrec.core.nn.recurrent import GRU
@@ -71,9 +72,9 @@ class GRU4Rec(nn.Module):
         self.items = item_table(spec, embedding_dim, std=0.02, owner="GRU4Rec")
         self.read = None if constrained else item_table(spec, embedding_dim, std=0.02, owner="GRU4Rec")
         self.bias = Table(spec.num_items, 1, std=0.0) if item_bias else None
-        self.embedding_dropout = nn.Dropout(embedding_dropout)
+        self.embedding_dropout = Dropout(embedding_dropout)
         self.layers = nn.ModuleList(GRU(embedding_dim, embedding_dim) for _ in range(num_layers))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def encode_users(self, batch: Batch) -> tuple[Float[Tensor, "B 1 E"], Bool[Tensor, "B 1"]]:
         """The vector after the newest item. Not valid: no item of the history is known."""

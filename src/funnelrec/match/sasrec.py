@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
+from funnelrec.core.nn.dropout import Dropout
 from funnelrec.core.nn.items import any_known, item_table, newest_items
 from funnelrec.core.nn.packed import Packed
 from funnelrec.core.schema import Spec
@@ -47,7 +48,7 @@ class _Block(nn.Module):
         self.key = nn.Linear(dim, dim, bias=False)
         self.forward_norm = nn.LayerNorm(dim)
         self.inner, self.outer = nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "T D"], packed: Packed) -> Float[Tensor, "T D"]:
         query = self.attention_norm(x)
@@ -88,7 +89,7 @@ class SASRec(nn.Module):
         self.positions = nn.Parameter(torch.empty(max_len, embedding_dim))  # row p: p slots before the newest
         self.blocks = nn.ModuleList(_Block(embedding_dim, num_heads, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(embedding_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

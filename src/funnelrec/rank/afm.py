@@ -22,6 +22,7 @@ from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
 from funnelrec.core.nn.attention import masked_softmax
 from funnelrec.core.nn.crosses import pair_index
+from funnelrec.core.nn.dropout import Dropout
 from funnelrec.core.nn.embedding import FieldEmbedding
 from funnelrec.core.schema import Spec
 
@@ -42,7 +43,7 @@ class AFM(nn.Module):
         self.attend = nn.Linear(embedding_dim, attention_dim)
         self.score = nn.Linear(attention_dim, 1, bias=False)  # h
         self.project = nn.Linear(embedding_dim, 1)  # p, and w₀ as its bias
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         nn.init.xavier_uniform_(self.attend.weight)
         nn.init.zeros_(self.attend.bias)
         nn.init.normal_(self.score.weight)

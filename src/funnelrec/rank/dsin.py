@@ -31,6 +31,7 @@ from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
 from funnelrec.core.nn.activation import Activation
 from funnelrec.core.nn.attention import BilinearScore, MultiHeadAttention, masked_softmax
+from funnelrec.core.nn.dropout import Dropout
 from funnelrec.core.nn.embedding import FieldEmbedding
 from funnelrec.core.nn.mlp import MLP
 from funnelrec.core.nn.pooling import masked_mean
@@ -86,7 +87,7 @@ class _SessionBlock(nn.Module):
         self.attention = MultiHeadAttention(dim, num_heads, dropout=dropout)
         self.feed_forward = MLP(dim, (4 * dim, dim), dropout=dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "S T D"], mask: Bool[Tensor, "S T"]) -> Float[Tensor, "S T D"]:
         x = self.norms[0](x + self.drop(self.attention(x, mask=mask)))

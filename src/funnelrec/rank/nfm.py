@@ -23,6 +23,7 @@ from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
 from funnelrec.core.nn.activation import MaskedBatchNorm
 from funnelrec.core.nn.crosses import bi_interaction
+from funnelrec.core.nn.dropout import Dropout
 from funnelrec.core.nn.embedding import FieldEmbedding
 from funnelrec.core.nn.mlp import MLP
 from funnelrec.core.schema import Spec
@@ -50,7 +51,7 @@ class NFM(nn.Module):
         super().__init__()
         self.embedding = FieldEmbedding(spec, embedding_dim, linear=True)
         self.norm = MaskedBatchNorm(embedding_dim) if batch_norm else nn.Identity()
-        self.drop = nn.Dropout(pair_dropout)
+        self.drop = Dropout(pair_dropout)
         self.top = MLP(embedding_dim, (*hidden, 1), dropout=dropout, batch_norm=batch_norm)
         if not hidden:
             nn.init.ones_(self.top.layers[0].get_parameter("weight"))  # h = 1: FM

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from funnelrec.core.nn.activation import Activation, Dice, MaskedBatchNorm
 from funnelrec.core.nn.activation import activation as make_activation
+from funnelrec.core.nn.dropout import Dropout
 
 __all__ = ["MLP"]
 
@@ -46,7 +47,7 @@ class MLP(nn.Module):
                 self.layers.append(MaskedBatchNorm(after))
             self.layers.append(make_activation(activation, after))
             if dropout > 0:
-                self.layers.append(nn.Dropout(dropout))
+                self.layers.append(Dropout(dropout))
 
     def forward(
         self, x: Float[Tensor, "*shape D"], mask: Bool[Tensor, "*shape"] | None = None
