@@ -160,7 +160,8 @@ class MGNM(nn.Module):
         self, interests: Float[Tensor, "B K D"], valid: Bool[Tensor, "B K"], target: Float[Tensor, "B D"]
     ) -> Float[Tensor, "B D"]:
         """Eq. (e) of one level: in training of a random one for each example, in evaluation of the best, Eq. (f)."""
-        of_level = interests.reshape(len(interests), -1, self.num_interests, interests.shape[2])  # (B, levels, K, D)
+        size, count, dim = interests.shape
+        of_level = interests.view(size, count // self.num_interests, self.num_interests, dim)  # (B, levels, K, D)
         scores = (of_level @ target[:, None, :, None]).squeeze(-1)  # (B, levels, K)
         read: Tensor = (scores.softmax(2).unsqueeze(2) @ of_level).squeeze(2)  # (B, levels, D)
         if self.training:
