@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from funnelrec.core.nn.embedding import Table
 from funnelrec.learn.ftrl import FTRL
 from funnelrec.learn.optim import make_optimizers
-from funnelrec.learn.schedules import Cosine
 
 G = torch.Generator().manual_seed(0)
 
@@ -71,8 +70,11 @@ def test_what_has_no_gradient_keeps_its_bits(sparse: bool) -> None:
     table = Table(20, 3, dense=not sparse)
     with torch.no_grad():
         table.weight[1:].normal_(generator=G)
-    before = table.weight.detach().clone()
     optimizer = FTRL([table.weight], l1=0.1)
+    table(torch.arange(20)).sum().backward()  # every number has a z and an n, which must stay as well
+    optimizer.step()
+    before = table.weight.detach().clone()
+    kept = {name: tensor.clone() for name, tensor in optimizer.state[table.weight].items()}
     for ids in ([3, 5, 3], [5, 7, 0]):
         optimizer.zero_grad()
         (table(torch.tensor(ids)) * torch.tensor([1.0, 0.0, 2.0])).sum().backward()  # the middle number has none
@@ -80,6 +82,10 @@ def test_what_has_no_gradient_keeps_its_bits(sparse: bool) -> None:
     moved = (table.weight != before).nonzero()
     assert set(moved[:, 0].tolist()) == {3, 5, 7}
     assert set(moved[:, 1].tolist()) == {0, 2}
+    same = table.weight == before
+    for name, tensor in optimizer.state[table.weight].items():
+        assert torch.equal(tensor[same], kept[name][same]), name
+        assert not torch.equal(tensor, kept[name]), name
 
 
 def test_sparse_and_dense_gradients_give_the_same() -> None:
@@ -139,8 +145,28 @@ def test_refuses() -> None:
         FTRL([weight], l1=-1.0)
     with pytest.raises(ValueError, match=r"alpha must be positive, received 0\.0"):
         FTRL([weight], alpha=0.0)
+    optimizer = FTRL([weight])
+    optimizer.param_groups[0]["lr"] *= 0.5
+    with pytest.raises(ValueError, match="cannot change it in a run; leave its lr alone"):
+        optimizer.step()
+    for options in (
+        {"ftrl": {"wide": {}}, "proximal": {"wide.weight": {"l1": 1.0}}},
+        {"ftrl": {"wide": {}, "wide.weight": {}}},
+    ):
+        with pytest.raises(ValueError, match=r"'wide\.weight' is named twice by ftrl and proximal"):
+            make_optimizers(_WideAndDeep(), **options)
+
+
+def test_a_schedule_is_for_the_others() -> None:
     model = _WideAndDeep()
-    optimizers = make_optimizers(model, ftrl={"wide": {}})
-    optimizers.set_lr_factor(Cosine(10)(5))
-    with pytest.raises(ValueError, match="cannot change it in a run; train without a schedule"):
+    optimizers = make_optimizers(model, ftrl={"wide": {"alpha": 0.5}})
+    optimizers.set_lr_factor(0.0)
+    before = [p.detach().clone() for p in model.deep.parameters()]
+    for _ in range(2):
+        optimizers.zero_grad()
+        model.deep(model.wide(torch.tensor([[3, 4]])).squeeze(2) + 1).sum().backward()
         optimizers.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.deep.parameters(), strict=True))
+    once = nn.Parameter(torch.zeros(1))
+    descend(once, torch.full((2, 1), before[0][0, 0].item()), alpha=0.5)
+    torch.testing.assert_close(model.wide.weight[3].detach(), once.detach())

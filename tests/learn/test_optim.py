@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer, SparseAdam
 
 from funnelrec.core.nn.embedding import Table
+from funnelrec.learn.ftrl import FTRL
 from funnelrec.learn.optim import LazyAdam, RowwiseAdagrad, make_optimizers, split_parameters
+from funnelrec.learn.regularise import Proximal
 
 
 def run(optimizer: Optimizer, weight: nn.Parameter, sparse: bool, steps: int = 30) -> Tensor:
@@ -90,11 +94,11 @@ def test_only_touched_rows_move_and_never_row_0(kind: type[LazyAdam] | type[Roww
     assert not table.weight[0].any()
 
 
-@pytest.mark.parametrize("kind", [LazyAdam, RowwiseAdagrad])
-def test_a_step_costs_the_same_for_a_thousand_times_the_rows(kind: type[LazyAdam] | type[RowwiseAdagrad]) -> None:
-    def seconds(make: type[Optimizer], rows: int, sparse: bool) -> float:
+@pytest.mark.parametrize("kind", [LazyAdam, RowwiseAdagrad, FTRL, partial(Proximal, l1=0.1)])
+def test_a_step_costs_the_same_for_a_thousand_times_the_rows(kind: Callable[..., Optimizer]) -> None:
+    def seconds(make: Callable[[list[nn.Parameter], float], Optimizer], rows: int, sparse: bool) -> float:
         table = nn.Parameter(torch.zeros(rows, 8))
-        optimizer = make([table], lr=0.1)  # type: ignore[call-arg]
+        optimizer = make([table], 0.1)
         ids = torch.arange(1, 500) * (rows // 500)
         times = []
         for _ in range(6):

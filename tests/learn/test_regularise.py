@@ -57,6 +57,30 @@ def test_counts_are_those_of_an_epoch() -> None:
     assert held.counts.tolist() == [4, 3, 0, 3, 2, 0]
 
 
+def test_over_an_epoch_it_is_the_l2_of_the_whole_table() -> None:
+    """Σ over batches of Σ_r ‖row r‖² / (2 n_r), where each value is in n_r batches, is ‖table‖² / 2: DIN's Eq. (5)."""
+    batches = [torch.tensor([1, 2, 3]), torch.tensor([2, 3, 5]), torch.tensor([3, 4])]
+    held = RowL2(1.0, torch.cat(batches).bincount(minlength=6))
+    total = torch.zeros(6, 2)
+    for ids in batches:
+        made = table()
+        (made(ids) * 0).sum().backward()
+        held.add_to(made.weight)
+        total += made.weight.grad.to_dense()
+    torch.testing.assert_close(total, table().weight.detach())
+
+
+def test_dense_parameters_shrink_at_their_own_rate() -> None:
+    """Tables at .5, the rest at .1: with l1 = 1 they lose .5 and .1 where nothing else moves them."""
+    model = nn.ModuleDict({"made": table(), "line": nn.Linear(1, 1)})
+    nn.init.constant_(model["line"].weight, 2.0)
+    optimizers = make_optimizers(model, lr=0.1, table_lr=0.5, proximal={"made": {"l1": 1.0}, "line": {"l1": 1.0}})
+    (model["made"](torch.tensor([3])).sum() * 0 + model["line"](torch.zeros(1)).sum() * 0).backward()
+    optimizers.step()
+    assert model["made"].weight[3].tolist() == [2.5, 2.5]
+    assert model["line"].weight.item() == pytest.approx(1.9)
+
+
 def test_padding_and_rows_outside_the_batch_stay() -> None:
     made = table()
     optimizers = make_optimizers(made, lr=0.1, table_l2=0.5)

@@ -15,6 +15,7 @@ from funnelrec.data.batches import Batches
 from funnelrec.learn.checkpoint import TENSORS, CheckpointError
 from funnelrec.learn.fit import fit
 from funnelrec.learn.losses import BCE
+from funnelrec.learn.regularise import RowL2
 
 
 def test_stopped_after_every_step_the_end_is_the_same_to_the_bit(harness: ModuleType, tmp_path: Path) -> None:
@@ -35,6 +36,25 @@ def test_the_result_and_the_model_are_the_same_too(harness: ModuleType, tmp_path
     assert (resumed.best_epoch, resumed.best_metric) == (whole.best_epoch, whole.best_metric)
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("table", ["lazy_adam", "rowwise_adagrad"])
+def test_so_it_is_with_penalties_and_two_kinds_of_optimisers(harness: ModuleType, tmp_path: Path, table: str) -> None:
+    options = {
+        "table": table,
+        "ftrl": {"users": {"alpha": 0.1, "l1": 0.01}},
+        "proximal": {"items": {"l1": 0.01, "l21": 0.01}, "body.0": {"l1": 0.01}},
+        "table_l2": RowL2(0.1, torch.arange(30)),
+    }
+    first, second = harness.make_model(), harness.make_model()
+    harness.train(None, model=first, **options)
+    for step in (7, 20, 20):  # counted from where the run goes on
+        with pytest.raises(harness.Stop):
+            harness.train(tmp_path, harness.stopping_at(step), **options)
+    harness.train(tmp_path, model=second, **options)
+    for name, tensor in first.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name]), name
+    assert 0 < int((first.items.weight == 0).sum()) < first.items.weight.numel()
 
 
 def test_a_finished_run_is_not_run_again_but_can_be_prolonged(harness: ModuleType, tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from funnelrec.core.batch import Batch
+from funnelrec.learn.optim import make_optimizers
 from funnelrec.rank.logistic_regression import LogisticRegression
-from tests.contracts import World, full_spec, make_spec
+from tests.contracts import World, auc, full_spec, make_spec
 
 
 def by_hand() -> tuple[LogisticRegression, Batch]:
@@ -44,3 +45,28 @@ def test_gradient_is_the_error_of_the_probability() -> None:
     expected = [0, error[2], error[0], error[1], error[0] / 2, error[1], error[0] / 2]
     assert gradient.tolist() == pytest.approx([float(e) for e in expected])
     assert float(model.bias.grad) == pytest.approx(float(error.sum()))
+
+
+@pytest.mark.parametrize("l1", [0.0, 1e4])
+def test_trained_by_ftrl(l1: float) -> None:
+    """A click if the site is the first. With a huge l1 the weights never leave zero and the bias is the base rate."""
+    world = World(make_spec([("site", "context", 6, 1), ("noise", "context", 50, 1)]))
+    batch = world.batch(2000)
+    batch = batch.replace(label=(batch.ids[:, 0] == 2).float())
+    model = LogisticRegression(world.spec)
+    optimizers = make_optimizers(
+        model, ftrl={"weight": {"alpha": 0.5, "l1": l1, "scale": 100}, "bias": {"alpha": 0.5, "scale": 100}}
+    )
+    for _ in range(10):
+        for part in torch.arange(2000).split(100):
+            optimizers.zero_grad()
+            rows = batch.select(part)
+            F.binary_cross_entropy_with_logits(model(rows), rows.label).backward()
+            optimizers.step()
+    logits = model(batch).detach()
+    if l1:
+        assert not model.weight.table.weight.any()
+        assert torch.equal(logits, model.bias.detach().expand(2000))
+        assert torch.sigmoid(logits).mean().item() == pytest.approx(batch.label.mean().item(), abs=0.03)
+    else:
+        assert auc(batch.label, logits) > 0.99

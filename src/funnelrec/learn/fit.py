@@ -76,10 +76,11 @@ def fit(
 
     validate: called after each epoch, model in eval mode; returns named numbers. metric: the one of them that chooses
     the best epoch, larger is better unless `minimise`. patience: stop after this many epochs without a new best.
-    schedule: step -> factor of the learning rates (learn/schedules.py). table_l2, ftrl, proximal: penalties on table
-    rows, and parameters with an optimiser of their own (learn/optim.py, make_optimizers). clip_norm: bound on the norm
-    of all gradients together. folder: where checkpoints go, every `checkpoint_every` steps and after each epoch; with
-    `resume` the run goes on from the newest. bf16: the dense arithmetic in bfloat16 where torch thinks it safe.
+    schedule: step -> factor of the learning rates, FTRL's apart (learn/schedules.py). table_l2, ftrl, proximal:
+    penalties on table rows, and parameters with an optimiser of their own (learn/optim.py, make_optimizers). clip_norm:
+    bound on the norm of all gradients together. folder: where checkpoints go, every `checkpoint_every` steps and after
+    each epoch; with `resume` the run goes on from the newest. bf16: the dense arithmetic in bfloat16 where torch thinks
+    it safe.
     progress: a bar, when standard error is a terminal.
 
     Raises NonFiniteError before a step that would spoil the weights, TrainingInterrupted (exit code 143 or 130) after

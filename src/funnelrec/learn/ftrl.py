@@ -29,7 +29,7 @@ class FTRL(Optimizer):
 
     The paper sums the gradients of examples, our losses average them: `scale`, the batch size, turns one into the
     other. l1 is in units of that sum. A mini-batch is one step: n grows by the square of the sum. `alpha` cannot change
-    during a run, as n remembers it; so there is no schedule for these weights.
+    during a run, as z remembers it: the schedule of a `fit` leaves these weights alone, their rate falls by itself.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class FTRL(Optimizer):
         for group in self.param_groups:
             alpha, beta, l1, l2 = (group[name] for name in ("alpha", "beta", "l1", "l2"))
             if group["lr"] != alpha:
-                raise ValueError("FTRL remembers its rate and cannot change it in a run; train without a schedule")
+                raise ValueError("FTRL remembers its rate and cannot change it in a run; leave its lr alone")
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue

@@ -8,7 +8,9 @@ moments of a row which is not looked up do not decay in the meantime.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, overload
 
 import torch
@@ -147,8 +149,10 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def set_lr_factor(self, factor: float) -> None:
-        """Every learning rate becomes its starting value times `factor` (learn/schedules.py)."""
+        """Every learning rate becomes its starting value times `factor` (learn/schedules.py); FTRL keeps its own."""
         for optimizer, rates in zip(self.optimizers, self._base, strict=True):
+            if isinstance(optimizer, FTRL):
+                continue
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
 
@@ -219,7 +223,7 @@ def make_optimizers(
     `table_l2` holds the rows of a batch instead (`RowL2`, or its strength). `ftrl` and `proximal` name parameters by
     how they begin ("wide" for all of "wide.…"): the former are trained by `FTRL`, e.g.
     `{"wide": {"alpha": 0.1, "l1": 1.0}}`, after each step the latter are shrunk by `Proximal`, e.g.
-    `{"weight": {"l1": 0.1, "l21": 0.1}}`.
+    `{"weight": {"l1": 0.1, "l21": 0.1}}`. A parameter may be named once.
     """
     kinds: dict[str, type[LazyAdam] | type[RowwiseAdagrad]] = {
         "lazy_adam": LazyAdam,
@@ -230,7 +234,9 @@ def make_optimizers(
     require_positive("lr", lr)
     rate = lr if table_lr is None else table_lr
     tables, dense = split_parameters(model)
-    by_ftrl = {prefix: _named(model, prefix) for prefix in ftrl or {}}
+    by_ftrl = _named(model, ftrl or {})
+    shrunk = _named(model, proximal or {})
+    _named_once(model, [*by_ftrl.values(), *shrunk.values()])
     apart = {id(p) for named in by_ftrl.values() for p in named}
     optimizers: list[Optimizer] = []
     if rest := [p for p in tables if id(p) not in apart]:
@@ -243,23 +249,48 @@ def make_optimizers(
         raise ValueError(
             f"{type(model).__name__} has no trainable parameter; fit it with its own method, if it has one"
         )
+    sparse = {id(p) for p in tables}
     for prefix, options in (proximal or {}).items():
-        optimizers.append(Proximal(_named(model, prefix), lr=rate, **options))
-    held = None if not table_l2 else table_l2 if isinstance(table_l2, RowL2) else RowL2(table_l2)
-    return Optimizers(optimizers, row_l2=held, tables=[p for p in tables if id(p) not in apart])
+        for own, its_rate in ((True, rate), (False, lr)):  # each shrinks at the rate at which it is trained
+            if rest := [p for p in shrunk[prefix] if (id(p) in sparse) == own]:
+                optimizers.append(Proximal(rest, lr=its_rate, **options))
+    held = [p for p in tables if id(p) not in apart]
+    return Optimizers(optimizers, row_l2=_row_l2(table_l2, held), tables=held)
 
 
-def _named(model: nn.Module, prefix: str) -> list[nn.Parameter]:
-    """The trainable parameters whose name is `prefix` or begins with it and a dot."""
-    named = [
-        parameter
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and (name == prefix or name.startswith(f"{prefix}."))
-    ]
-    if not named:
-        parts = dict.fromkeys(name.partition(".")[0] for name, _ in model.named_parameters())
-        raise ValueError(f"{type(model).__name__} has no parameter '{prefix}'; its parts are {', '.join(parts)}")
+def _row_l2(given: float | RowL2, tables: list[nn.Parameter]) -> RowL2 | None:
+    """The penalty, its counts where the tables are."""
+    if not given or not tables:
+        return None
+    held = given if isinstance(given, RowL2) else RowL2(given)
+    return held if held.counts is None else replace(held, counts=held.counts.to(tables[0].device))
+
+
+def _named(model: nn.Module, prefixes: Iterable[str]) -> dict[str, list[nn.Parameter]]:
+    """For each prefix the trainable parameters whose name is it, or begins with it and a dot."""
+    named = {
+        prefix: [
+            parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and (name == prefix or name.startswith(f"{prefix}."))
+        ]
+        for prefix in prefixes
+    }
+    for prefix, parameters in named.items():
+        if not parameters:
+            parts = dict.fromkeys(name.partition(".")[0] for name, _ in model.named_parameters())
+            raise ValueError(f"{type(model).__name__} has no parameter '{prefix}'; its parts are {', '.join(parts)}")
     return named
+
+
+def _named_once(model: nn.Module, chosen: list[list[nn.Parameter]]) -> None:
+    """Two optimisers must not step one parameter, and FTRL, which remembers sums, must not be shrunk by another."""
+    times = Counter(id(parameter) for parameters in chosen for parameter in parameters)
+    for name, parameter in model.named_parameters():
+        if times[id(parameter)] > 1:
+            raise ValueError(
+                f"'{name}' is named twice by ftrl and proximal; name it once (FTRL has l1 and l2 of its own)"
+            )
 
 
 def _jsonable(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ Idea:  a linear model over declared crosses remembers which combinations occurre
 
 Eq. (1)  φ_k(x) = Π_i x_i^{c_ki}: a cross is 1 only if all of its parts are there     _Wide.cross_rows
 Eq. (3)  logit = w_wideᵀ [x, φ(x)] + w_deepᵀ a^L + b                                 forward, b in the MLP's last layer
-         wide by FTRL with L1, the rest by AdamW                                     learn.fit(ftrl={"wide": FTRL(…)})
+         wide by FTRL with L1, the rest by AdamW                                     fit(ftrl={"wide": {"l1": …}})
 Differs: a cross whose combinations fit into `buckets` has a weight for each of them; a larger one is hashed.
          A part that is missing or was never seen in training switches its crosses off. The paper trains the deep part
          by AdaGrad.
