@@ -20,13 +20,14 @@ from funnelrec.core.schema import Category, Number, Schema
 from funnelrec.data.dataset import Dataset
 from funnelrec.data.split import LeaveLastOut, Ratio
 from funnelrec.data.tables import Tables
+from funnelrec.learn.calibration import Subsampling, Temperature
 from funnelrec.match.comirec_sa import ComiRecSA
 from funnelrec.match.item_cf import ItemCF
 from funnelrec.match.popularity import Popularity
 from funnelrec.rank.din import DIN
 from funnelrec.rerank.diversity import ControllableDiversity
 from funnelrec.rerank.mmr import MMR
-from funnelrec.serve.artifact import ArtifactError, read_artifact
+from funnelrec.serve.artifact import ArtifactError, read_artifact, write_artifact
 from funnelrec.serve.funnel import Funnel
 from funnelrec.serve.request import Request, RequestError
 
@@ -251,6 +252,37 @@ def test_the_ranker_decides_the_order(dataset: Dataset, funnel: Funnel) -> None:
     assert [r.match_place for r in by_match.items] == list(range(10))
     assert [r.score for r in by_match.items] == [r.match_score for r in by_match.items]
     assert [r.match_place for r in funnel.recommend("u03", k=10).items] != list(range(10))
+
+
+def test_a_calibrated_funnel_says_how_likely_a_click_is(dataset: Dataset, funnel: Funnel, tmp_path: Path) -> None:
+    """The probability is of the score that is shown, survives the artifact, and changes nothing else."""
+    calibration = Subsampling(0.5, Temperature(2.0))
+    models = {"matcher": funnel.matcher, "ranker": funnel.ranker}
+    calibrated = Funnel.build(dataset, **models, candidates=25, max_len=20, calibration=calibration)
+    answer = calibrated.recommend("u03")
+    plain = funnel.recommend("u03", diversity=0)
+    assert [r.score for r in answer.items] == pytest.approx([r.score for r in plain.items])
+    assert {r.probability for r in plain.items} == {None}
+    half = [0.5 / (0.5 + np.exp(-r.score / 2)) for r in answer.items]  # p / (p + (1 - p) / .5) with p = σ(score / 2)
+    assert [r.probability for r in answer.items] == pytest.approx(half)
+    again = Funnel.load(calibrated.save(tmp_path / "calibrated.funnel"))
+    assert again.calibration == calibration
+    assert again.recommend("u03") == answer
+    assert {r.probability for r in again.recommend("nobody").items} == {None}  # merely popular: nobody ranked them
+
+
+def test_a_calibration_needs_a_ranker(dataset: Dataset, funnel: Funnel) -> None:
+    with pytest.raises(ValueError, match="this funnel has no ranker"):
+        Funnel.build(dataset, matcher=funnel.matcher, calibration=Temperature(1.0))
+
+
+def test_an_artifact_from_before_calibrations_is_read(funnel: Funnel, saved: Path) -> None:
+    manifest, members = read_artifact(saved)
+    older = {k: v for k, v in manifest.items() if k not in ("calibration", "sha256", "format", "files")}
+    write_artifact(saved, older, members)
+    again = Funnel.load(saved)
+    assert again.calibration is None
+    assert again.recommend("u03") == funnel.recommend("u03")
 
 
 def test_context_reaches_the_ranker(funnel: Funnel) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from funnelrec.core.batch import Batch
 from funnelrec.core.contracts import Matcher, Reranker, VectorMatcher
 from funnelrec.core.shapes import FIRST_KNOWN, PADDING, UNKNOWN
 from funnelrec.data.dataset import Dataset
+from funnelrec.learn.calibration import Calibration, calibration_from_dict
 from funnelrec.match.index.exact import ExactIndex
 from funnelrec.match.index.faiss import FaissIndex
 from funnelrec.match.popularity import Popularity
@@ -42,7 +44,8 @@ class Funnel:
     """match -> rank -> rerank over one catalogue. Make one with `build` or `load`.
 
     `candidates` is how many items the matcher hands to the ranker, `max_len` the longest history that is read,
-    `diversity_field` the categorical item field on which re-ranking measures variety, `metrics` what was measured.
+    `diversity_field` the categorical item field on which re-ranking measures variety, `metrics` what was measured,
+    `calibration` what turns the ranker's logits into the probabilities of an answer (learn/calibration.py).
     """
 
     def __init__(
@@ -57,8 +60,11 @@ class Funnel:
         max_len: int = 50,
         diversity_field: str | None = None,
         metrics: Mapping[str, Any] | None = None,
+        calibration: Calibration | None = None,
         index_cache: Path | None = None,
     ) -> None:
+        if calibration is not None and ranker is None:
+            raise ValueError("a calibration is of a ranker's logits, and this funnel has no ranker; leave it out")
         for module in (matcher, fallback, ranker):
             if module is not None:
                 module.eval()
@@ -66,6 +72,7 @@ class Funnel:
         self.matcher, self.fallback, self.ranker, self.reranker = matcher, fallback, ranker, reranker
         self.diversity_field = diversity_field
         self.metrics = dict(metrics or {})
+        self.calibration = calibration
         self._sizes = {"candidates": candidates, "max_len": max_len}
         self._index_cache = index_cache
         self.pipeline = self.pipeline_with(fallback)
@@ -95,6 +102,7 @@ class Funnel:
         max_len: int = 50,
         diversity_field: str | None = None,
         metrics: Mapping[str, Any] | None = None,
+        calibration: Calibration | None = None,
     ) -> Funnel:
         """Join trained models to what they were trained on. Histories hold every positive event of the dataset.
 
@@ -113,6 +121,7 @@ class Funnel:
             max_len=max_len,
             diversity_field=diversity_field,
             metrics=metrics,
+            calibration=calibration,
         )
 
     # ------------------------------------------------------------------------------------------------ questions
@@ -234,6 +243,7 @@ class Funnel:
         count = int((rows > 0).sum())
         attributes = self.store.catalogue[rows[:count].numpy()].to_dicts()
         key = str(self.store.schema.item)
+        probabilities = self._probabilities(ranked.scores[i, :count]) if fallback is None else [None] * count
         items = tuple(
             Recommended(
                 item=described.pop(key),
@@ -241,10 +251,17 @@ class Funnel:
                 match_score=float(ranked.match_scores[i, place]),
                 match_place=int(ranked.match_places[i, place]),
                 attributes=described,
+                probability=probabilities[place],
             )
             for place, described in enumerate(attributes)
         )
         return Recommendation(items=items, fallback=fallback)
+
+    def _probabilities(self, logits: Tensor) -> Sequence[float | None]:
+        """Of the ranker's logits, where there is a calibration; the popular items of a fallback have none."""
+        if self.calibration is None:
+            return [None] * len(logits)
+        return [float(p) for p in self.calibration.probabilities(logits.numpy().astype(np.float64))]
 
     # --------------------------------------------------------------------------------------------------- on disk
     def save(self, folder: Path | str) -> Path:
@@ -265,6 +282,7 @@ class Funnel:
             "max_len": self.pipeline.max_len,
             "diversity_field": self.diversity_field,
             "metrics": self.metrics,
+            "calibration": None if self.calibration is None else self.calibration.to_dict(),
             **facts,
         }
         write_artifact(Path(folder), manifest, members)
@@ -290,6 +308,7 @@ class Funnel:
             max_len=manifest["max_len"],
             diversity_field=manifest["diversity_field"],
             metrics=manifest["metrics"],
+            calibration=_calibration(manifest),
             index_cache=Path(folder) / INDEX_CACHE,
         )
 
@@ -338,6 +357,11 @@ def _described(model: Any) -> dict[str, Any]:
     if name not in zoo.names():
         raise ValueError(f"{type(model).__name__} is not a model of the zoo, so a saved funnel could not load it again")
     return {"name": name, "config": model.config, "takes_spec": hasattr(model, "spec")}
+
+
+def _calibration(manifest: Mapping[str, Any]) -> Calibration | None:
+    found = manifest.get("calibration")  # artifacts of earlier versions have none
+    return None if found is None else calibration_from_dict(found)
 
 
 def _weights(model: nn.Module) -> bytes:

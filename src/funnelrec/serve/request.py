@@ -82,13 +82,15 @@ class Request:
 @dataclass(frozen=True, slots=True)
 class Recommended:
     """One item of an answer. `score` is what the list was ordered by before re-ranking (the ranker's logit, else the
-    matcher's score); `match_place` is the place, from 0, at which retrieval had it."""
+    matcher's score); `match_place` is the place, from 0, at which retrieval had it; `probability` is how likely a click
+    is, where the funnel was calibrated and the ranker gave the score."""
 
     item: Any
     score: float
     match_score: float
     match_place: int
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    probability: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
