@@ -10,12 +10,14 @@ import pytest
 from scipy import stats
 
 from funnelrec.evaluate import significance
-from funnelrec.evaluate.metrics import auc
+from funnelrec.evaluate.metrics import auc, normalised_entropy
 from funnelrec.evaluate.significance import (
     auc_interval,
     bootstrap_interval,
+    entropy_interval,
     holm,
     paired_auc_difference,
+    paired_entropy_difference,
     paired_test,
 )
 
@@ -226,3 +228,49 @@ def test_holm_by_hand() -> None:
     assert holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
     assert holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
     assert holm([]) == []
+
+
+# ------------------------------------------------------------------------------------------- normalised entropy
+def entropies_by_drawing(labels: Floats, *logits: Floats) -> Floats:
+    """Normalised entropies [1500, m] of rows drawn again with replacement, by the definition."""
+    rng = np.random.default_rng(5)
+    drawn = [rng.integers(0, labels.size, labels.size) for _ in range(1500)]
+    return np.array([[normalised_entropy(labels[i], z[i]) for z in logits] for i in drawn])
+
+
+def test_the_interval_of_an_entropy_is_that_of_the_bootstrap() -> None:
+    """The base rate is estimated as well: leaving that out would make the interval too wide."""
+    rng = np.random.default_rng(0)
+    truth = rng.normal(-2.0, 1.5, 3000)
+    labels = (rng.random(3000) < 1 / (1 + np.exp(-truth))).astype(np.float64)
+    other = truth + rng.normal(0, 0.5, 3000)
+    drawn = entropies_by_drawing(labels, truth, other)
+    for column, logits in enumerate((truth, other)):
+        ours = entropy_interval(labels, logits)
+        assert ours.mean == pytest.approx(normalised_entropy(labels, logits))
+        assert ours.half == pytest.approx(1.96 * drawn[:, column].std(), rel=0.08)
+    rate = labels.mean()
+    entropy = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
+    naive = 1.96 * (np.logaddexp(0, truth) - labels * truth).std() / np.sqrt(3000) / entropy
+    assert naive > 1.2 * entropy_interval(labels, truth).half  # the control
+    paired = paired_entropy_difference(labels, truth, other)
+    assert paired.mean == pytest.approx(ours_difference := normalised_entropy(labels, truth) - ours.mean)
+    assert ours_difference < 0  # the truth is better
+    assert paired.half == pytest.approx(1.96 * (drawn[:, 0] - drawn[:, 1]).std(), rel=0.08)
+    assert paired.half < 0.6 * ours.half
+
+
+def test_rows_of_a_user_are_one_piece_of_evidence() -> None:
+    """Every row five times over tells nothing new: by users the interval stays, by rows it shrinks by sqrt(5)."""
+    rng = np.random.default_rng(1)
+    labels, logits = (rng.random(500) < 0.3).astype(np.float64), rng.normal(-1, 1, 500)
+    once = entropy_interval(labels, logits)
+    five = np.repeat(labels, 5), np.repeat(logits, 5)
+    assert entropy_interval(*five, np.repeat(np.arange(500), 5)).half == pytest.approx(once.half)
+    assert entropy_interval(*five).half == pytest.approx(once.half / np.sqrt(5), rel=0.01)
+
+
+def test_an_entropy_of_one_label_is_not_defined() -> None:
+    assert math.isnan(entropy_interval(np.zeros(5), np.zeros(5)).low)
+    with pytest.raises(ValueError, match="rows of both labels"):
+        paired_entropy_difference(np.zeros(5), np.zeros(5), np.ones(5))

@@ -19,7 +19,7 @@ from statistics import NormalDist
 import numpy as np
 from jaxtyping import Float, Int
 
-from funnelrec.evaluate.metrics import auc
+from funnelrec.evaluate.metrics import auc, normalised_entropy
 
 __all__ = [
     "Interval",
@@ -27,8 +27,10 @@ __all__ = [
     "PairedTest",
     "auc_interval",
     "bootstrap_interval",
+    "entropy_interval",
     "holm",
     "paired_auc_difference",
+    "paired_entropy_difference",
     "paired_test",
 ]
 
@@ -194,6 +196,47 @@ def paired_auc_difference(
     return PairedAUC(difference, Interval(difference, difference - half, difference + half, level), z, p)
 
 
+def entropy_interval(
+    labels: Float[np.ndarray, "n"],
+    logits: Float[np.ndarray, "n"],
+    users: Int[np.ndarray, "n"] | None = None,
+    *,
+    level: float = 0.95,
+) -> Interval:
+    """Normalised entropy with a normal interval that allows for the base rate being an estimate too; no drawing.
+
+    With `users` a user's rows are not taken for independent evidence. All NaN if only one label occurs.
+    """
+    _require_level(level)
+    value = normalised_entropy(labels, logits)
+    if math.isnan(value):
+        return Interval(value, value, value, level)
+    half = NormalDist().inv_cdf((1 + level) / 2) * _cluster_error(_entropy_influence(labels, logits, value), users)
+    return Interval(value, value - half, value + half, level)
+
+
+def paired_entropy_difference(
+    labels: Float[np.ndarray, "n"],
+    logits_a: Float[np.ndarray, "n"],
+    logits_b: Float[np.ndarray, "n"],
+    users: Int[np.ndarray, "n"] | None = None,
+    *,
+    level: float = 0.95,
+) -> Interval:
+    """Normalised entropy of a minus that of b on the same rows (below 0: a is better) with its interval.
+
+    Raises ValueError if only one label occurs.
+    """
+    _require_level(level)
+    value_a, value_b = normalised_entropy(labels, logits_a), normalised_entropy(labels, logits_b)
+    if math.isnan(value_a):
+        raise ValueError("a normalised entropy needs rows of both labels; received one label only")
+    influence = _entropy_influence(labels, logits_a, value_a) - _entropy_influence(labels, logits_b, value_b)
+    half = NormalDist().inv_cdf((1 + level) / 2) * _cluster_error(influence, users)
+    difference = value_a - value_b
+    return Interval(difference, difference - half, difference + half, level)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """p values adjusted for having made all these comparisons at once (Holm's step-down), in the order given."""
     p = np.asarray(p_values, dtype=np.float64)
@@ -251,6 +294,21 @@ def _influence(labels: Float[np.ndarray, "n"], scores: Float[np.ndarray, "n"], v
     result[positive] = (below / (2 * down.size) - value) / up.size
     result[~positive] = (above / (2 * up.size) - value) / down.size
     return result
+
+
+def _entropy_influence(
+    labels: Float[np.ndarray, "n"], logits: Float[np.ndarray, "n"], value: float
+) -> Float[np.ndarray, "n"]:
+    """How each row moves L / H(r), with L the log loss and H the entropy of the base rate r; sums to 0.
+
+    d(L / H) = dL / H − (L / H) dH / H, where dH = ln((1 − r) / r) dr.
+    """
+    y, z = labels.astype(np.float64), logits.astype(np.float64)
+    rate = float(y.mean())
+    entropy = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
+    loss = np.logaddexp(0.0, z) - y * z
+    moved = (loss - loss.mean()) - value * math.log((1 - rate) / rate) * (y - rate)
+    return np.asarray(moved / entropy / y.size)
 
 
 def _cluster_error(influence: Float[np.ndarray, "n"], users: Int[np.ndarray, "n"] | None) -> float:
