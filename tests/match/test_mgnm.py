@@ -48,13 +48,9 @@ def reference(made: MGNM, history: list[int], user: int) -> Tensor:
         maps = capsules.votes.maps.unflatten(2, (3, 8))
         votes = torch.stack([torch.stack([h[i] @ maps[n - 1 - i, :, k] for k in range(3)]) for i in range(n)])
         b = torch.einsum("kd,lkd->lk", squash(votes.sum(0) / 3), votes)
-        ordered = torch.stack(
-            [
-                torch.cat([capsules.forwards(votes[:, k])[0], capsules.backwards(votes[:, k].flip(0))[0].flip(0)], 1)
-                for k in range(3)
-            ],
-            1,
-        )
+        flat = votes.flatten(1)
+        states = [capsules.forwards(flat)[0], capsules.backwards(flat.flip(0))[0].flip(0)]
+        ordered = capsules.out(torch.cat(states, 1)).view(votes.shape)
         votes = votes + ordered
         for last in (False, True):
             z = squash((b.softmax(1).unsqueeze(2) * votes).sum(0))
@@ -139,7 +135,7 @@ def test_order_enters_by_the_maps_and_the_recurrence_alone() -> None:
             capsules.votes.maps[:] = capsules.votes.maps[0]
     assert not torch.allclose(made.encode_users(one)[0], made.encode_users(other)[0], atol=1e-3)
     for capsules in made.capsules:
-        capsules._in_order = lambda votes, mask: torch.zeros_like(votes)  # type: ignore[method-assign]
+        capsules.in_order = lambda votes, mask: torch.zeros_like(votes)  # type: ignore[method-assign]
     torch.testing.assert_close(made.encode_users(one)[0], made.encode_users(other)[0])
     h = made.items(one.history)
     plain = route(made.capsules[0].votes(h), one.mask, iterations=3)

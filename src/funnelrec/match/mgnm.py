@@ -18,8 +18,9 @@ Differs:
   raw items at every level, has weights for one level only, and its Bi-LSTM mixes examples of the batch.
 - Each training example trains one level drawn at random: in expectation the mean of the levels' losses, whatever the
   loss. The index takes the best single interest of all levels, where Eq. (e)-(f) take a softmax mean of each level.
-- Slots are counted from the newest; the Bi-LSTM skips padding and has D/2 states in each direction. Routing starts at
-  zero, since each interest has maps of its own, and only its last round passes a gradient.
+- Slots are counted from the newest; the Bi-LSTM skips padding and has D/2 states in each direction. What it adds stays
+  until the last round, where the authors' code takes it back. Routing starts at zero, since each interest has maps of
+  its own, and only its last round passes a gradient.
 - In training a user is unknown at times (`user_dropout`), so that the graph of a stranger has been trained. ‖A‖₁ is the
   mean over the pairs of real items.
 """
@@ -51,28 +52,36 @@ class _SequentialCapsules(nn.Module):
         super().__init__()
         self.iterations = iterations
         self.votes = SlotVotes(max_len, dim, num_interests)
-        self.forwards, self.backwards = (nn.LSTM(dim, dim // 2, batch_first=True) for _ in range(2))
+        # one recurrence a user: it reads what an item says of all interests
+        self.forwards, self.backwards = (nn.LSTM(num_interests * dim, dim // 2, batch_first=True) for _ in range(2))
+        self.out = nn.Linear(dim, num_interests * dim, bias=False)
+        nn.init.xavier_uniform_(self.out.weight)
 
     def forward(self, x: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B K D"]:
         votes = self.votes(x)  # (B, L, K, D)
         with torch.no_grad():
             first = route(votes, mask, iterations=1)  # (B, K, D)
             agreement = torch.einsum("bkd,blkd->blk", first, votes)
-        return route(votes + self._in_order(votes, mask), mask, agreement, iterations=self.iterations - 1)
+        ordered = self.in_order(votes.flatten(2), mask).view(votes.shape)
+        return route(votes + ordered, mask, agreement, iterations=self.iterations - 1)
 
-    def _in_order(self, votes: Tensor, mask: Tensor) -> Tensor:
-        """The Bi-LSTM along each interest's votes. Padding is moved behind the end in both directions, wherever it
-        stood; what comes out there has no meaning."""
-        size, length, capsules, dim = votes.shape
-        forwards = (~mask).to(torch.uint8).argsort(dim=1, stable=True)  # (B, L) real items first, oldest first
-        backwards = length - 1 - (~mask.flip(1)).to(torch.uint8).argsort(dim=1, stable=True)  # newest first
+    def in_order(self, votes: Float[Tensor, "B L E"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B L E"]:
+        """The Bi-LSTM along the history. Padding is moved behind the end in both directions, wherever it stood; what
+        comes out there has no meaning."""
+        length = mask.shape[1]
+        oldest_first = (~mask).to(torch.uint8).argsort(dim=1, stable=True)  # (B, L) real items, then padding
+        newest_first = length - 1 - (~mask.flip(1)).to(torch.uint8).argsort(dim=1, stable=True)
         states = []
-        for order, lstm in ((forwards, self.forwards), (backwards, self.backwards)):
-            walked = votes.gather(1, order[:, :, None, None].expand(votes.shape))
-            out = lstm(walked.transpose(1, 2).reshape(size * capsules, length, dim))[0]  # one a user and interest
-            out = out.view(size, capsules, length, -1).transpose(1, 2)  # (B, L, K, D / 2)
-            states.append(out.gather(1, order.argsort(dim=1)[:, :, None, None].expand(out.shape)))
-        return torch.cat(states, dim=3)  # (B, L, K, D)
+        for order, lstm in ((oldest_first, self.forwards), (newest_first, self.backwards)):
+            walked = lstm(_rearranged(votes, order))[0]  # (B, L, D / 2)
+            states.append(_rearranged(walked, order.argsort(dim=1)))
+        out: Tensor = self.out(torch.cat(states, dim=2))  # (B, L, E)
+        return out
+
+
+def _rearranged(x: Float[Tensor, "B L E"], order: Int[Tensor, "B L"]) -> Float[Tensor, "B L E"]:
+    """x[b, order[b, l]]."""
+    return x.gather(1, order.unsqueeze(2).expand_as(x))
 
 
 @keeps_config
