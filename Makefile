@@ -15,7 +15,7 @@ venv: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[faiss,annoy,trees,text,image,plots,serve,bench,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[faiss,annoy,trees,text,image,plots,maps,export,serve,bench,dev]'
 	@$(BIN)/python -c "import torch; assert torch.version.cuda is None, f'a CUDA build of torch came in: {torch.__version__}'"
 	@! $(BIN)/python -m pip list 2>/dev/null | grep -iE '^(nvidia-cu|cuda-toolkit|triton|fbgemm.gpu )'
 	@touch .venv/installed
