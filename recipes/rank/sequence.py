@@ -49,7 +49,8 @@ class MeanPooling(nn.Module):
 class Source:
     """A data set, how it is asked, and how all networks are trained on it.
 
-    `negatives` 0: the log says itself what was passed over. `penalty`: strength of the mini-batch-aware regularisation.
+    `negatives` 0: the log says itself what was passed over. `newest`: training events, from the end of the part.
+    `penalty`: strength of the mini-batch-aware regularisation.
     """
 
     load: Callable[[Path | None], Tables]
@@ -92,7 +93,7 @@ def amazon(path: Path | None) -> Tables:
 
 SOURCES = {
     "world": Source(world, max_len=20, embedding_dim=8, epochs=8, sessions={"num_sessions": 6, "session_length": 4}),
-    "films": Source(films, max_len=30, negatives=1, newest=150_000),
+    "films": Source(films, max_len=20, negatives=1, newest=80_000, epochs=8),
     "amazon": Source(
         amazon,
         max_len=20,
@@ -143,7 +144,7 @@ def batches(data: Dataset, part: Part, source: Source, seed: int) -> Batches:
         part,
         max_len=source.max_len,
         negatives=source.negatives,
-        newest=source.newest if part == "train" else None,
+        newest={"train": source.newest, "valid": 20_000, "test": None}[part],
     )
     size = (BATCH if part == "train" else 4096) // (1 + source.negatives)
     return Batches(examples, size, shuffle=part == "train", seed=seed)
