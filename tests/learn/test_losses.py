@@ -17,6 +17,7 @@ from funnelrec.core.schema import Spec
 from funnelrec.learn import losses
 from funnelrec.learn.losses import (
     BCE,
+    CrossEntropy,
     FullSoftmax,
     InBatchSoftmax,
     SampledSoftmax,
@@ -447,3 +448,18 @@ def test_weighted_logistic_refuses() -> None:
         WeightedLogistic()(logits_of(torch.zeros(1)), Batch(label=torch.ones(1)))
     with pytest.raises(ValueError, match=r"cap .* must be positive, received 0"):
         WeightedLogistic(cap=0.0)
+
+
+def test_cross_entropy_leaves_rows_without_a_label_out_and_weighs_classes() -> None:
+    logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [5.0, 0.0, 0.0]], requires_grad=True)
+    batch = Batch(label=torch.tensor([0, 2, -1]))
+    each = [-math.log(math.exp(2) / (math.exp(2) + 2)), -math.log(1 / (math.e + 2))]
+
+    assert float(CrossEntropy()(lambda _: logits, batch)) == pytest.approx(sum(each) / 2, rel=1e-6)
+    weighted = float(CrossEntropy(class_weights=(1.0, 1.0, 3.0))(lambda _: logits, batch))
+    assert weighted == pytest.approx((each[0] + 3 * each[1]) / 4, rel=1e-6)
+    nothing = CrossEntropy()(lambda _: logits, Batch(label=torch.tensor([-1, -1, -1])))
+    assert float(nothing) == 0.0
+    nothing.backward()
+    assert logits.grad is not None
+    assert not logits.grad.any()

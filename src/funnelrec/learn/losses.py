@@ -3,6 +3,7 @@
 | what is trained                | losses                                                            |
 |--------------------------------|-------------------------------------------------------------------|
 | a Ranker, by `batch.label`     | BCE, WeightedLogistic                                             |
+| a classifier, by `batch.label` | CrossEntropy: logits [B, classes] against class numbers           |
 | a VectorMatcher, `batch.target`| FullSoftmax, SampledSoftmax, InBatchSoftmax: all items or a sample |
 |                                | SampledBCE, GBCE, BPR, BPRMax, TOP1, TOP1Max: target and negatives |
 
@@ -34,6 +35,7 @@ __all__ = [
     "GBCE",
     "TOP1",
     "BPRMax",
+    "CrossEntropy",
     "FullSoftmax",
     "InBatchSoftmax",
     "Loss",
@@ -98,6 +100,27 @@ class WeightedLogistic:
         logits = model(batch).float()
         # -T y log σ(s) - (1 - y) log(1 - σ(s)), in the form that is stable on both sides
         return (weight * batch.label * F.softplus(-logits) + (1 - batch.label) * F.softplus(logits)).mean()
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Mean softmax cross-entropy of a classifier's logits [B, classes] against `batch.label`, int64 class numbers.
+
+    A row whose label is -1 has none and is left out; a batch without any label gives 0. `class_weights`: how much a
+    row of each class counts, e.g. rarer classes more; the sum is divided by the weights. `label_smoothing` as in
+    Szegedy et al. 2016, Section 7.
+    """
+
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | None = None
+
+    def __call__(self, model: Any, batch: Batch) -> Tensor:
+        logits = model(batch).float()  # (B, classes)
+        if bool((batch.label < 0).all()):
+            return logits.sum() * 0.0
+        weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+        smoothing = self.label_smoothing
+        return F.cross_entropy(logits, batch.label.long(), weights, ignore_index=-1, label_smoothing=smoothing)
 
 
 @dataclass(frozen=True)
