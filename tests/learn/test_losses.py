@@ -455,11 +455,11 @@ def test_cross_entropy_leaves_rows_without_a_label_out_and_weighs_classes() -> N
     batch = Batch(label=torch.tensor([0, 2, -1]))
     each = [-math.log(math.exp(2) / (math.exp(2) + 2)), -math.log(1 / (math.e + 2))]
 
-    assert float(CrossEntropy()(lambda _: logits, batch)) == pytest.approx(sum(each) / 2, rel=1e-6)
-    weighted = float(CrossEntropy(class_weights=(1.0, 1.0, 3.0))(lambda _: logits, batch))
+    assert CrossEntropy()(lambda _: logits, batch).item() == pytest.approx(sum(each) / 2, rel=1e-6)
+    weighted = CrossEntropy(class_weights=(1.0, 1.0, 3.0))(lambda _: logits, batch).item()
     assert weighted == pytest.approx((each[0] + 3 * each[1]) / 4, rel=1e-6)
     nothing = CrossEntropy()(lambda _: logits, Batch(label=torch.tensor([-1, -1, -1])))
-    assert float(nothing) == 0.0
+    assert nothing.item() == 0.0
     nothing.backward()
     assert logits.grad is not None
     assert not logits.grad.any()

@@ -115,12 +115,13 @@ class CrossEntropy:
     class_weights: tuple[float, ...] | None = None
 
     def __call__(self, model: Any, batch: Batch) -> Tensor:
-        logits = model(batch).float()  # (B, classes)
+        logits: Tensor = model(batch).float()  # (B, classes)
         if bool((batch.label < 0).all()):
-            return logits.sum() * 0.0
+            return 0.0 * torch.sum(logits)
         weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
         smoothing = self.label_smoothing
-        return F.cross_entropy(logits, batch.label.long(), weights, ignore_index=-1, label_smoothing=smoothing)
+        loss: Tensor = F.cross_entropy(logits, batch.label.long(), weights, ignore_index=-1, label_smoothing=smoothing)
+        return loss
 
 
 @dataclass(frozen=True)
