@@ -184,3 +184,18 @@ def test_refusals() -> None:
         make_optimizers(Model()).load_state_dict(make_optimizers(Model(), table="rowwise_adagrad").state_dict())
     with pytest.raises(ValueError, match="step takes no closure"):
         LazyAdam([weight()]).step(lambda: 0.0)
+
+
+def test_parts_have_rates_of_their_own() -> None:
+    model = nn.ModuleDict({"body": nn.Linear(1, 1), "head": nn.Linear(1, 1)})
+    optimizers = make_optimizers(model, lr=0.1, lr_factors={"body": 0.5, "body.bias": 0.1})
+    optimizers.set_lr_factor(0.5)
+    rates = {id(p): g["lr"] for g in optimizers.optimizers[0].param_groups for p in g["params"]}
+
+    assert rates[id(model["head"].weight)] == pytest.approx(0.05)
+    assert rates[id(model["body"].weight)] == pytest.approx(0.025)
+    assert rates[id(model["body"].bias)] == pytest.approx(0.005)
+    with pytest.raises(ValueError, match="no parameter 'neck'; its parts are body, head"):
+        make_optimizers(model, lr_factors={"neck": 0.1})
+    with pytest.raises(ValueError, match="factor of 'body'"):
+        make_optimizers(model, lr_factors={"body": 0.0})

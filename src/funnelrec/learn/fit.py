@@ -59,6 +59,7 @@ def fit(
     table_l2: float | RowL2 = 0.0,
     ftrl: Mapping[str, Mapping[str, float]] | None = None,
     proximal: Mapping[str, Mapping[str, float]] | None = None,
+    lr_factors: Mapping[str, float] | None = None,
     clip_norm: float | None = None,
     schedule: Callable[[int], float] | None = None,
     validate: Callable[[], Mapping[str, float]] | None = None,
@@ -77,10 +78,11 @@ def fit(
     validate: called after each epoch, model in eval mode; returns named numbers. metric: the one of them that chooses
     the best epoch, larger is better unless `minimise`. patience: stop after this many epochs without a new best.
     schedule: step -> factor of the learning rates, FTRL's apart (learn/schedules.py). table_l2, ftrl, proximal:
-    penalties on table rows, and parameters with an optimiser of their own (learn/optim.py, make_optimizers). clip_norm:
-    bound on the norm of all gradients together. folder: where checkpoints go, every `checkpoint_every` steps and after
-    each epoch; with `resume` the run goes on from the newest. bf16: the dense arithmetic in bfloat16 where torch thinks
-    it safe.
+    penalties on table rows, and parameters with an optimiser of their own (learn/optim.py, make_optimizers).
+    lr_factors: what the learning rate of a part of the model is multiplied by, {"layer1": 0.1} for all of "layer1.…".
+    clip_norm: bound on the norm of all gradients together. folder: where checkpoints go, every `checkpoint_every` steps
+    and after each epoch; with `resume` the run goes on from the newest. bf16: the dense arithmetic in bfloat16 where
+    torch thinks it safe.
     progress: a bar, when standard error is a terminal.
 
     Raises NonFiniteError before a step that would spoil the weights, TrainingInterrupted (exit code 143 or 130) after
@@ -91,12 +93,13 @@ def fit(
         "lr": lr, "table_lr": table_lr, "table": table, "weight_decay": weight_decay, "clip_norm": clip_norm,
         "schedule": None if schedule is None else describe(schedule), "loss": describe(loss), "metric": metric,
         "minimise": minimise, "seed": seed, "bf16": bf16, "table_l2": repr(table_l2),
-        "ftrl": _plain(ftrl), "proximal": _plain(proximal),
+        "ftrl": _plain(ftrl), "proximal": _plain(proximal), "lr_factors": dict(lr_factors or {}),
     }  # fmt: skip
     started = time.monotonic()
     optimizers = make_optimizers(
-        model, lr, table_lr, table, weight_decay, table_l2=table_l2, ftrl=ftrl, proximal=proximal
-    )
+        model, lr, table_lr, table, weight_decay,
+        table_l2=table_l2, ftrl=ftrl, proximal=proximal, lr_factors=lr_factors,
+    )  # fmt: skip
     device = next(model.parameters()).device
     at, best = Position(), None
     with ExitStack() as stack:

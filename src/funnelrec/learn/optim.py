@@ -216,6 +216,7 @@ def make_optimizers(
     table_l2: float | RowL2 = 0.0,
     ftrl: Mapping[str, Mapping[str, float]] | None = None,
     proximal: Mapping[str, Mapping[str, float]] | None = None,
+    lr_factors: Mapping[str, float] | None = None,
 ) -> Optimizers:
     """A lazy optimiser for the tables (`table_lr`, else `lr`) and fused AdamW for the rest of the model.
 
@@ -224,6 +225,7 @@ def make_optimizers(
     how they begin ("wide" for all of "wide.…"): the former are trained by `FTRL`, e.g.
     `{"wide": {"alpha": 0.1, "l1": 1.0}}`, after each step the latter are shrunk by `Proximal`, e.g.
     `{"weight": {"l1": 0.1, "l21": 0.1}}`. A parameter may be named once.
+    `lr_factors` names parts of the rest whose rate is `lr` times a factor; of several that fit the longest name counts.
     """
     kinds: dict[str, type[LazyAdam] | type[RowwiseAdagrad]] = {
         "lazy_adam": LazyAdam,
@@ -242,7 +244,8 @@ def make_optimizers(
     if rest := [p for p in tables if id(p) not in apart]:
         optimizers.append(kinds[table](rest, lr=rate))
     if rest := [p for p in dense if id(p) not in apart]:
-        optimizers.append(AdamW(rest, lr=lr, weight_decay=weight_decay, fused=True))
+        groups = _by_rate(model, rest, lr, lr_factors or {})
+        optimizers.append(AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True))
     for prefix, options in (ftrl or {}).items():
         optimizers.append(FTRL(by_ftrl[prefix], **options))
     if not optimizers:
@@ -264,6 +267,21 @@ def _row_l2(given: float | RowL2, tables: list[nn.Parameter]) -> RowL2 | None:
         return None
     held = given if isinstance(given, RowL2) else RowL2(given)
     return held if held.counts is None else replace(held, counts=held.counts.to(tables[0].device))
+
+
+def _by_rate(
+    model: nn.Module, parameters: list[nn.Parameter], lr: float, factors: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """One group of parameters for each factor."""
+    factor = {id(parameter): 1.0 for parameter in parameters}
+    for prefix in sorted(factors, key=len):
+        require_positive(f"the factor of '{prefix}'", factors[prefix])
+        for parameter in _named(model, [prefix])[prefix]:
+            factor[id(parameter)] = factors[prefix]
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        groups.setdefault(factor[id(parameter)], []).append(parameter)
+    return [{"params": group, "lr": lr * times} for times, group in groups.items()]
 
 
 def _named(model: nn.Module, prefixes: Iterable[str]) -> dict[str, list[nn.Parameter]]:

@@ -1,0 +1,1 @@
+"""Pictures to vectors or to the logits of classes: convolutional networks, capsules, contrast."""
