@@ -16,75 +16,28 @@ import polars as pl
 import pytest
 import torch
 
-from funnelrec.core.schema import Category, Number, Schema
+from funnelrec.core.schema import Category, Schema
 from funnelrec.data.dataset import Dataset
 from funnelrec.data.split import LeaveLastOut, Ratio
 from funnelrec.data.tables import Tables
 from funnelrec.learn.calibration import Subsampling, Temperature
-from funnelrec.match.comirec_sa import ComiRecSA
 from funnelrec.match.item_cf import ItemCF
 from funnelrec.match.popularity import Popularity
-from funnelrec.rank.din import DIN
-from funnelrec.rerank.diversity import ControllableDiversity
 from funnelrec.rerank.mmr import MMR
 from funnelrec.serve.artifact import ArtifactError, read_artifact, write_artifact
 from funnelrec.serve.funnel import Funnel
 from funnelrec.serve.request import Request, RequestError
-
-USERS, ITEMS, EVENTS = 30, 40, 600
+from tests.serve.funnels import small_dataset, small_funnel
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Some events of users whose ids are texts; the last of them ("late") comes after training ends."""
-    rng = np.random.default_rng(0)
-    events = pl.DataFrame(
-        {
-            "user": [f"u{u:02d}" for u in rng.integers(0, USERS, EVENTS)],
-            "item": rng.integers(100, 100 + ITEMS, EVENTS),
-            "time": np.sort(rng.integers(0, 10**6, EVENTS)),
-            "click": (rng.random(EVENTS) < 0.5).astype(np.int64),
-            "device": np.where(rng.random(EVENTS) < 0.5, "phone", "desktop"),
-        }
-    )
-    late = pl.DataFrame({"user": ["late"] * 3, "item": [100, 101, 102], "time": [10**6] * 3, "click": [1] * 3})
-    events = pl.concat([events, late.with_columns(pl.lit("phone").alias("device"))])
-    items = pl.DataFrame(
-        {
-            "item": np.arange(100, 100 + ITEMS),
-            "title": [f"Item {i}" for i in range(ITEMS)],
-            "kind": [("red", "green", "blue")[i % 3] for i in range(ITEMS)],
-            "price": rng.random(ITEMS),
-        }
-    )
-    schema = Schema(
-        user="user",
-        item="item",
-        time="time",
-        label="click",
-        context=(Category("device"),),
-        items=(Category("kind"), Number("price")),
-    )
-    return Dataset.build(Tables(events, schema, items=items), tmp_path_factory.mktemp("data") / "d")
+    return small_dataset(tmp_path_factory.mktemp("data") / "d")
 
 
 @pytest.fixture(scope="module")
 def funnel(dataset: Dataset) -> Funnel:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        matcher = ComiRecSA(dataset.spec, embedding_dim=8, num_interests=2, max_len=20)
-        torch.nn.init.normal_(matcher.items.weight[2:])
-        ranker = DIN(dataset.spec, embedding_dim=4, hidden=(8,), attention_hidden=(8,))
-    return Funnel.build(
-        dataset,
-        matcher=matcher,
-        ranker=ranker,
-        reranker=ControllableDiversity(diversity=0.01),
-        diversity_field="kind",
-        candidates=25,
-        max_len=20,
-        metrics={"ndcg@10": 0.25},
-    )
+    return small_funnel(dataset)
 
 
 @pytest.fixture

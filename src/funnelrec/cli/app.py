@@ -164,17 +164,31 @@ def recommend(
     folder: Annotated[Path, typer.Argument(help="A funnel.")],
     user: Annotated[str | None, typer.Option(help="A user id.")] = None,
     history: Annotated[str | None, typer.Option(help="Item ids with commas between, newest last; for anyone.")] = None,
+    all_users: Annotated[bool, typer.Option("--all-users", help="Everybody, into the Parquet file of --out.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Parquet file for --all-users.")] = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many.")] = 10,
     where: Annotated[list[str] | None, typer.Option(help="A filter, FIELD=VALUE[,VALUE]; may be repeated.")] = None,
     diversity: Annotated[float | None, typer.Option(min=0, help="The reranker's knob, for this answer.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    progress: Progress = True,
 ) -> None:
-    """Recommend for a user of the data, or for anyone with a history."""
+    """Recommend for a user of the data, for anyone with a history, or for all users into a file."""
     from funnelrec.cli import show
     from funnelrec.serve.funnel import Funnel
 
+    if all_users:
+        if user is not None or history is not None or as_json:
+            raise ValueError("--all-users answers for everybody into --out; leave out --user, --history and --json")
+        if out is None:
+            raise ValueError("--all-users writes a Parquet file; name it with -o recs.parquet")
+        from funnelrec.cli.bulk import recommend_everybody
+
+        recommend_everybody(folder, out, progress=progress, k=k, filters=_filters(where or []), diversity=diversity)
+        return
+    if out is not None:
+        raise ValueError("--out belongs to --all-users; one answer is printed, as JSON with --json")
     if user is None and history is None:
-        raise ValueError("say for whom: --user ID, or --history ITEM,ITEM (newest last)")
+        raise ValueError("say for whom: --user ID, --history ITEM,ITEM (newest last), or --all-users -o FILE")
     funnel = Funnel.load(folder)
     answer = funnel.recommend(
         user,
@@ -184,6 +198,20 @@ def recommend(
         diversity=diversity,
     )
     show.recommendation(answer, as_json=as_json)
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="A funnel.")],
+    out: Out,
+) -> None:
+    """Write the ranker and the user tower as ONNX, checked against torch on other inputs."""
+    from funnelrec.cli import show
+    from funnelrec.serve.export import export as run_export
+    from funnelrec.serve.funnel import Funnel
+
+    for graph in run_export(Funnel.load(folder), out):
+        show.line(f"{out / graph.file}: largest difference to torch {graph.difference:.1e} of the largest value")
 
 
 @app.command()

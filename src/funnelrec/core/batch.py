@@ -36,7 +36,7 @@ class Batch(Mapping[str, Tensor]):
     def __init__(self, **tensors: Tensor) -> None:
         self._tensors: dict[str, Tensor]
         sizes = {name: tensor.shape[0] for name, tensor in tensors.items()}
-        if len(set(sizes.values())) > 1:
+        if any(size != next(iter(sizes.values())) for size in sizes.values()):  # no set: sizes are symbols in an export
             raise ValueError(f"all tensors of a batch need the same first dimension, received {sizes}")
         object.__setattr__(self, "_tensors", tensors)
 

@@ -34,7 +34,7 @@ from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
 from funnelrec.core.nn.dropout import Dropout
 from funnelrec.core.nn.items import any_known, item_table, newest_items
-from funnelrec.core.nn.packed import Packed
+from funnelrec.core.nn.packed import Packed, pack
 from funnelrec.core.schema import Spec
 from funnelrec.core.shapes import FIRST_KNOWN
 
@@ -169,7 +169,7 @@ class BERT4Rec(nn.Module):
         return torch.where(alone, newest, scattered)
 
     def _encode(self, history: Tensor, mask: Tensor) -> tuple[Tensor, Packed]:
-        packed = Packed(mask)
+        packed = pack(mask)
         rows = history[packed.example, packed.column]  # (T,)
         hidden = rows == self.hidden_row
         x = torch.where(hidden.unsqueeze(1), self.hidden, self.items(rows.masked_fill(hidden, 0)))  # (T, D)

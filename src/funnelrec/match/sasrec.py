@@ -30,7 +30,7 @@ from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
 from funnelrec.core.nn.dropout import Dropout
 from funnelrec.core.nn.items import any_known, item_table, newest_items
-from funnelrec.core.nn.packed import Packed
+from funnelrec.core.nn.packed import Packed, pack
 from funnelrec.core.schema import Spec
 from funnelrec.core.shapes import PADDING, UNKNOWN
 
@@ -130,7 +130,7 @@ class SASRec(nn.Module):
         return interests[:, 0]
 
     def _encode(self, history: Tensor, mask: Tensor) -> tuple[Tensor, Packed]:
-        packed = Packed(mask & (history != PADDING))
+        packed = pack(mask & (history != PADDING))
         x = self.items(history[packed.example, packed.column]) * self.items.dim**0.5  # (T, D)
         x = self.dropout(x + self.positions[history.shape[1] - 1 - packed.column])  # Eq. (1)
         for block in self.blocks:

@@ -41,7 +41,8 @@ class _FieldPairs(torch.autograd.Function):
     def forward(ctx: Any, t: Tensor) -> Tensor:
         ctx.save_for_backward(t)
         step = max(1, CHUNK_BYTES // max(1, t[:1].numel() * t.element_size()))
-        sums = [(part * part.transpose(1, 2)).sum((1, 2, 3)) for part in torch.split(t, step)]
+        parts = [t] if torch.compiler.is_exporting() else torch.split(t, step)  # chunks would fix a graph's batch size
+        sums = [(part * part.transpose(1, 2)).sum((1, 2, 3)) for part in parts]
         own = t.diagonal(dim1=1, dim2=2).square().sum((1, 2))  # a value does not meet its own field
         return 0.5 * (torch.cat(sums) - own)  # (B,)
 

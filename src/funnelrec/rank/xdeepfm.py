@@ -97,10 +97,17 @@ class _CIN(nn.Module):
         start = e.transpose(1, 2).reshape(size * dim, fields)  # (B·D, F): each component of the vectors is a row
         x, pooled = start, []
         for weight, passed, shown in zip(self.weights, self.passed, self.shown, strict=True):
-            x = _Compress.apply(x, start, weight)  # type: ignore[no-untyped-call]  # (B·D, H)   Eq. (6)
+            x = self._compress(x, start, weight)  # (B·D, H)   Eq. (6)
             pooled.append(x[:, -shown:].view(size, dim, shown).sum(1))  # (B, H)   Eq. (8)
             x = x[:, :passed]
         return torch.cat(pooled, dim=1)
+
+    @staticmethod
+    def _compress(x: Tensor, e: Tensor, weight: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():  # chunks would fix the batch size of the graph
+            return _products(x, e) @ weight.T
+        out: Tensor = _Compress.apply(x, e, weight)  # type: ignore[no-untyped-call]
+        return out
 
 
 @keeps_config

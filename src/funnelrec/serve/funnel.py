@@ -11,6 +11,8 @@ and items, histories, item vectors, weights. What goes wrong with a request is a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,8 @@ from funnelrec.match.popularity import Popularity
 from funnelrec.match.retriever import VectorRetriever, item_vectors
 from funnelrec.serve.artifact import read_artifact, write_artifact
 from funnelrec.serve.pipeline import Pipeline, Ranked
-from funnelrec.serve.request import Recommendation, Recommended, Request, RequestError
+from funnelrec.serve.request import Recommendation, Recommended, Request, RequestError, SimilarUser
+from funnelrec.serve.similar import Neighbours
 from funnelrec.serve.store import Store
 
 __all__ = ["Funnel", "retriever_of"]
@@ -166,34 +169,38 @@ class Funnel:
 
     def _answer(self, requests: list[Request]) -> list[Recommendation]:
         """Requests that differ only in user, history and context."""
+        ranked, fallbacks = self.ranked(requests)
+        return [self._recommendation(ranked, i, reason) for i, reason in enumerate(fallbacks)]
+
+    def ranked(self, requests: Sequence[Request]) -> tuple[Ranked, list[str | None]]:
+        """Answers as rows [B, k], for requests of equal `options()`, and why each is a fallback (None: it is not)."""
         first = requests[0]
         batch, exclude, fallbacks = self._batch(requests)
         context_ids, context_numbers = self.store.encode_contexts([r.context or {} for r in requests])
         exclude = exclude if first.exclude_seen else exclude[:, :0]
         allowed = self.store.allowed(first.filters or {})
-        answers: dict[int, Recommendation] = {}
-        known = [i for i, reason in enumerate(fallbacks) if reason is None]
-        if known:
-            rows = torch.tensor(known)
-            ranked = self.pipeline.run(
-                batch.select(rows),
-                first.k,
-                exclude=exclude[rows],
-                allowed=allowed,
-                context_ids=context_ids[rows],
-                context_numbers=context_numbers[rows],
-                reranker=self._reranker(first.diversity),
+        known = torch.tensor([i for i, reason in enumerate(fallbacks) if reason is None], dtype=torch.int64)
+        strangers = torch.tensor([i for i, reason in enumerate(fallbacks) if reason is not None], dtype=torch.int64)
+        parts = []
+        if len(known):
+            parts.append(
+                self.pipeline.run(
+                    batch.select(known),
+                    first.k,
+                    exclude=exclude[known],
+                    allowed=allowed,
+                    context_ids=context_ids[known],
+                    context_numbers=context_numbers[known],
+                    reranker=self._reranker(first.diversity),
+                )
             )
-            answers |= {i: self._recommendation(ranked, place, None) for place, i in enumerate(known)}
-        strangers = [i for i in range(len(requests)) if i not in answers]
-        if strangers:
-            rows = torch.tensor(strangers)
-            found, scores = self.fallback.recommend(batch.select(rows), first.k, exclude[rows], allowed)
-            ranked = Ranked(found, scores, scores, torch.arange(first.k).expand(len(strangers), -1))
-            answers |= {i: self._recommendation(ranked, place, fallbacks[i]) for place, i in enumerate(strangers)}
-        return [answers[i] for i in range(len(requests))]
+        if len(strangers):
+            found, scores = self.fallback.recommend(batch.select(strangers), first.k, exclude[strangers], allowed)
+            parts.append(Ranked(found, scores, scores, torch.arange(first.k).expand(len(strangers), -1)))
+        back = torch.cat([known, strangers]).argsort()
+        return Ranked(*(torch.cat([getattr(p, f.name) for p in parts])[back] for f in fields(Ranked))), fallbacks
 
-    def _batch(self, requests: list[Request]) -> tuple[Batch, Tensor, list[str | None]]:
+    def _batch(self, requests: Sequence[Request]) -> tuple[Batch, Tensor, list[str | None]]:
         """The batch of some requests, what each has seen, and the reason for a fallback where there is one."""
         store, length = self.store, self.store.history_length(self.pipeline.max_len)
         persons = store.persons([r.user for r in requests])
@@ -238,12 +245,15 @@ class Funnel:
         changed: Reranker = type(self.reranker)(**{**config, "diversity": float(diversity)})
         return changed
 
-    def _recommendation(self, ranked: Ranked, i: int, fallback: str | None) -> Recommendation:
+    def _recommendation(
+        self, ranked: Ranked, i: int, fallback: str | None, *, calibrated: bool = True
+    ) -> Recommendation:
         rows = ranked.rows[i]
         count = int((rows > 0).sum())
         attributes = self.store.catalogue[rows[:count].numpy()].to_dicts()
         key = str(self.store.schema.item)
-        probabilities = self._probabilities(ranked.scores[i, :count]) if fallback is None else [None] * count
+        logits = calibrated and fallback is None
+        probabilities = self._probabilities(ranked.scores[i, :count]) if logits else [None] * count
         items = tuple(
             Recommended(
                 item=described.pop(key),
@@ -262,6 +272,33 @@ class Funnel:
         if self.calibration is None:
             return [None] * len(logits)
         return [float(p) for p in self.calibration.probabilities(logits.numpy().astype(np.float64))]
+
+    def similar(self, item: int | str, *, k: int = 10, filters: Mapping[str, Any] | None = None) -> Recommendation:
+        """The k items most like `item`, itself left out. A score is the cosine of the matcher's vectors, or what a
+        matcher that counts takes for similarity. Raises RequestError, also for a matcher that knows no such thing."""
+        Request(history=[item], k=k, filters=filters)  # refuses what no question may hold
+        row = int(self.store.item_rows([[item]])[0])
+        if row < FIRST_KNOWN:
+            raise RequestError(f"no item has the id {item!r}; look at the catalogue for the ids there are")
+        rows, scores = self._neighbours.items(row, k, self.store.allowed(filters or {}))
+        ranked = Ranked(*(t.unsqueeze(0) for t in (rows, scores, scores, torch.arange(k))))
+        return self._recommendation(ranked, 0, None, calibrated=False)
+
+    def similar_users(self, user: int | str, *, k: int = 10) -> list[SimilarUser]:
+        """The k people most like `user`: for each interest of theirs the closest one of the other, and the mean of the
+        cosines; user-CF answers by its own similarity. Raises RequestError."""
+        Request(user=user, k=k)
+        person = int(self.store.persons([user]))
+        if person < FIRST_KNOWN:
+            raise RequestError(f"no user has the id {user!r}, so nobody is known to be like them; ask for another")
+        rows, scores = self._neighbours.people(person, k)
+        count = int((rows > 0).sum())
+        ids = self.store.people.decode(rows[:count].numpy()).to_list()
+        return [SimilarUser(user=u, score=float(s)) for u, s in zip(ids, scores, strict=False)]
+
+    @cached_property
+    def _neighbours(self) -> Neighbours:
+        return Neighbours(self.matcher, self.store, self.pipeline.max_len)
 
     # --------------------------------------------------------------------------------------------------- on disk
     def save(self, folder: Path | str) -> Path:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from funnelrec.core.nn.packed import Packed
+from funnelrec.core.nn.packed import Packed, pack
 
 
 def some(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -27,22 +27,30 @@ def by_hand(x: Tensor, heads: int, causal: bool) -> Tensor:
     return torch.cat(out, 1)
 
 
+@pytest.fixture(params=[False, True], ids=["packed", "exported"])
+def exporting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """While a graph is exported nothing is packed, and every answer is the same."""
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: request.param)
+    return bool(request.param)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("heads", [1, 2])
-def test_attention_within_each_example(causal: bool, heads: int) -> None:
+def test_attention_within_each_example(causal: bool, heads: int, exporting: bool) -> None:
     x, mask = some()
-    packed = Packed(mask)
+    packed = pack(mask)
     items = x[packed.example, packed.column]  # (T, D)
-    assert len(items) == mask.sum()
+    assert len(items) == (mask.numel() if exporting else mask.sum())
     got = packed.grid(packed.attend(items, items, items, heads, causal=causal))
     for row in range(20):
         torch.testing.assert_close(got[row, mask[row]], by_hand(x[row, mask[row]], heads, causal))
         assert not got[row, ~mask[row]].any()
 
 
+@pytest.mark.usefixtures("exporting")
 def test_there_and_back_and_the_newest() -> None:
     x, mask = some()
-    packed = Packed(mask)
+    packed = pack(mask)
     items = x[packed.example, packed.column]
     torch.testing.assert_close(packed.grid(items), x.masked_fill(~mask.unsqueeze(2), 0.0))
     newest = packed.newest(items)

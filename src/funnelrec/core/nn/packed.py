@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["Packed"]
+__all__ = ["Packed", "pack"]
 
 GROUPS = 8  #: groups of similar length that attention works on one after the other
 
@@ -101,3 +101,46 @@ class Packed:
         count, length = self.shape
         flat = x.new_zeros(count * length, x.shape[1]).index_copy(0, self.example * length + self.column, x)
         return flat.view(count, length, -1)
+
+
+class _Whole(Packed):
+    """Every slot of the batch, padding too: slower, but no shape depends on what the mask holds."""
+
+    def __init__(self, mask: Bool[Tensor, "B L"]) -> None:
+        self.shape = tuple(mask.shape)
+        self.mask = mask
+        count, length = self.shape
+        self.example = torch.arange(count, device=mask.device).repeat_interleave(length)
+        self.column = torch.arange(length, device=mask.device).repeat(count)
+
+    def attend(
+        self,
+        query: Float[Tensor, "T D"],
+        key: Float[Tensor, "T D"],
+        value: Float[Tensor, "T D"],
+        num_heads: int,
+        *,
+        causal: bool,
+    ) -> Float[Tensor, "T D"]:
+        count, length = self.shape
+        q, k, v = (x.view(count, length, num_heads, -1).transpose(1, 2) for x in (query, key, value))  # (B, H, L, D/H)
+        itself = torch.eye(length, dtype=torch.bool, device=query.device)  # a slot of padding has to look somewhere
+        allowed = self.mask.unsqueeze(1).expand(-1, length, -1)  # (B, L, L)
+        allowed = (allowed.tril() if causal else allowed) | itself
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed.unsqueeze(1))
+        return attended.transpose(1, 2).reshape(count * length, -1)
+
+    def newest(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "B D"]:
+        length = self.shape[1]
+        last = (self.mask * torch.arange(1, length + 1, device=x.device)).argmax(1)  # (B,)
+        states = self.grid(x).gather(1, last.view(-1, 1, 1).expand(-1, -1, x.shape[1]))
+        return states.squeeze(1)
+
+    def grid(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "B L D"]:
+        count, length = self.shape
+        return x.view(count, length, -1) * self.mask.unsqueeze(2)
+
+
+def pack(mask: Bool[Tensor, "B L"]) -> Packed:
+    """The items of a batch, packed; unpacked while a graph is exported, which holds no shape that depends on data."""
+    return _Whole(mask) if torch.compiler.is_exporting() else Packed(mask)
