@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["Recommendation", "Recommended", "Request", "RequestError"]
+__all__ = ["Recommendation", "Recommended", "Request", "RequestError", "SimilarUser"]
 
 MAX_K = 1_000
 MAX_HISTORY = 10_000
@@ -105,3 +105,11 @@ class Recommendation:
     def ids(self) -> list[Any]:
         """The item ids."""
         return [r.item for r in self.items]
+
+
+@dataclass(frozen=True, slots=True)
+class SimilarUser:
+    """A user who is like the one asked about; `score` is at most 1."""
+
+    user: Any
+    score: float
