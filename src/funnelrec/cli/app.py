@@ -201,6 +201,30 @@ def recommend(
 
 
 @app.command()
+def similar(
+    folder: Annotated[Path, typer.Argument(help="A funnel.")],
+    item: Annotated[str | None, typer.Option(help="An item id: which items are like it?")] = None,
+    user: Annotated[str | None, typer.Option(help="A user id: who is like this user?")] = None,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many.")] = 10,
+    where: Annotated[list[str] | None, typer.Option(help="A filter on items, FIELD=VALUE[,VALUE].")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Items like an item, or people like a user, by the funnel's matcher."""
+    from funnelrec.cli import show
+    from funnelrec.serve.funnel import Funnel
+
+    if (item is None) == (user is None):
+        raise ValueError("say like what: --item ID or --user ID, one of them")
+    if user is not None and where:
+        raise ValueError("--where filters items, and --user asks for people; leave one of them out")
+    funnel = Funnel.load(folder)
+    if item is not None:
+        show.recommendation(funnel.similar(item, k=k, filters=_filters(where or [])), as_json=as_json, matched=False)
+    elif user is not None:
+        show.similar_users(funnel.similar_users(user, k=k), as_json=as_json)
+
+
+@app.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="A funnel.")],
     out: Out,

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from funnelrec.data.dataset import Dataset
     from funnelrec.data.tables import Tables
     from funnelrec.evaluate.report import Table as ReportTable
-    from funnelrec.serve.request import Recommendation
+    from funnelrec.serve.request import Recommendation, SimilarUser
     from funnelrec.zoo import Summary
 
-__all__ = ["console", "dataset", "line", "models", "recommendation", "report_table", "tables"]
+__all__ = ["console", "dataset", "line", "models", "recommendation", "report_table", "similar_users", "tables"]
 
 WIDTH = 240  #: columns when nobody watches: a pipe or a file
 console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
@@ -52,8 +52,10 @@ def report_table(table: ReportTable) -> None:
     _grid(table.title, table.columns, cells, right=True)
 
 
-def recommendation(answer: Recommendation, *, as_json: bool = False, title: str | None = None) -> None:
-    """A list of items with their attributes."""
+def recommendation(
+    answer: Recommendation, *, as_json: bool = False, title: str | None = None, matched: bool = True
+) -> None:
+    """A list of items with their attributes; `matched`: with the place that retrieval had them at."""
     if as_json:
         data = {"fallback": answer.fallback, "items": [dataclasses.asdict(r) for r in answer.items]}
         console.print_json(json.dumps(data, default=str))
@@ -69,13 +71,22 @@ def recommendation(answer: Recommendation, *, as_json: bool = False, title: str 
             str(r.item),
             *(_text(r.attributes.get(n)) for n in names),
             f"{r.score:.3f}",
-            str(r.match_place + 1),
+            *([str(r.match_place + 1)] if matched else []),
         )
         for place, r in enumerate(answer.items, 1)
     ]
-    _grid(title, ("", "item", *names, "score", "place by match"), rows)
+    _grid(title, ("", "item", *names, "score", *(["place by match"] if matched else [])), rows)
     if answer.fallback is not None:
         line(f"(recently popular items: {answer.fallback})")
+
+
+def similar_users(found: Sequence[SimilarUser], *, as_json: bool = False) -> None:
+    """A list of people."""
+    if as_json:
+        console.print_json(json.dumps([dataclasses.asdict(u) for u in found], default=str))
+        return
+    rows = [(str(place), str(u.user), f"{u.score:.3f}") for place, u in enumerate(found, 1)]
+    _grid(None, ("", "user", "score"), rows)
 
 
 def _is_shown(value: Any) -> bool:
