@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from funnelrec import zoo
@@ -48,7 +49,8 @@ class Funnel:
 
     `candidates` is how many items the matcher hands to the ranker, `max_len` the longest history that is read,
     `diversity_field` the categorical item field on which re-ranking measures variety, `metrics` what was measured,
-    `calibration` what turns the ranker's logits into the probabilities of an answer (learn/calibration.py).
+    `calibration` what turns the ranker's logits into the probabilities of an answer (learn/calibration.py),
+    `item_map` the places of the item rows in a plane (`workflow.item_places`), NaN for rows without one.
     """
 
     def __init__(
@@ -64,8 +66,11 @@ class Funnel:
         diversity_field: str | None = None,
         metrics: Mapping[str, Any] | None = None,
         calibration: Calibration | None = None,
+        item_map: Float[Tensor, "N 2"] | None = None,
         index_cache: Path | None = None,
     ) -> None:
+        if item_map is not None and len(item_map) != store.spec.num_items:
+            raise ValueError(f"a map has a place for each of the {store.spec.num_items} rows, received {len(item_map)}")
         if calibration is not None and ranker is None:
             raise ValueError("a calibration is of a ranker's logits, and this funnel has no ranker; leave it out")
         for module in (matcher, fallback, ranker):
@@ -76,6 +81,7 @@ class Funnel:
         self.diversity_field = diversity_field
         self.metrics = dict(metrics or {})
         self.calibration = calibration
+        self.item_map = item_map
         self._sizes = {"candidates": candidates, "max_len": max_len}
         self._index_cache = index_cache
         self.pipeline = self.pipeline_with(fallback)
@@ -250,7 +256,7 @@ class Funnel:
     ) -> Recommendation:
         rows = ranked.rows[i]
         count = int((rows > 0).sum())
-        attributes = self.store.catalogue[rows[:count].numpy()].to_dicts()
+        attributes = self.store.described[rows[:count].numpy()].to_dicts()
         key = str(self.store.schema.item)
         logits = calibrated and fallback is None
         probabilities = self._probabilities(ranked.scores[i, :count]) if logits else [None] * count
@@ -303,6 +309,8 @@ class Funnel:
     # --------------------------------------------------------------------------------------------------- on disk
     def save(self, folder: Path | str) -> Path:
         """Write or replace the artifact at `folder`: at every instant it is the old one or the new one."""
+        from safetensors.torch import save
+
         stages = {
             "match": _described(self.matcher),
             "fallback": _described(self.fallback),
@@ -313,6 +321,8 @@ class Funnel:
         for stage, model in (("match", self.matcher), ("fallback", self.fallback), ("rank", self.ranker)):
             if model is not None:
                 members[f"{stage}.safetensors"] = _weights(model)
+        if self.item_map is not None:
+            members["map.safetensors"] = save({"places": self.item_map.to(torch.float32).contiguous()})
         manifest = {
             "stages": stages,
             "candidates": self.pipeline.candidates,
@@ -331,6 +341,8 @@ class Funnel:
     @classmethod
     def load(cls, folder: Path | str) -> Funnel:
         """Read and verify an artifact; needs nothing else. Raises ArtifactError that names the faulty file."""
+        from safetensors.torch import load
+
         manifest, members = read_artifact(Path(folder))
         store = Store.from_members(manifest, members)
         stages = {name: entry for name, entry in manifest["stages"].items() if entry is not None}
@@ -346,6 +358,7 @@ class Funnel:
             diversity_field=manifest["diversity_field"],
             metrics=manifest["metrics"],
             calibration=_calibration(manifest),
+            item_map=load(members["map.safetensors"])["places"] if "map.safetensors" in members else None,
             index_cache=Path(folder) / INDEX_CACHE,
         )
 

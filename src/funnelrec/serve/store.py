@@ -18,7 +18,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 import funnelrec
-from funnelrec.core.schema import Category, Number, Schema, Spec
+from funnelrec.core.schema import Category, Image, Number, Schema, Spec
 from funnelrec.core.shapes import FIRST_KNOWN, UNKNOWN
 from funnelrec.data.dataset import Dataset
 from funnelrec.data.encoding import encode_fields, unfuse
@@ -74,6 +74,25 @@ class Store:
             now=int(histories.times.max()) + 1 if len(histories.times) else 0,
             fingerprint=dataset.fingerprint,
         )
+
+    # ------------------------------------------------------------------------------------------------ the catalogue
+    @cached_property
+    def described(self) -> pl.DataFrame:
+        """The catalogue, an item a row, without the columns of bytes: what may stand in an answer."""
+        return self.catalogue.select(pl.exclude(pl.Binary))
+
+    def picture(self, row: int) -> bytes | None:
+        """The file (PNG, JPEG, ...) of an item's picture; None where the catalogue holds none."""
+        if self.picture_field is None:
+            return None
+        content: bytes | None = self.catalogue[self.picture_field][row]
+        return content
+
+    @cached_property
+    def picture_field(self) -> str | None:
+        """The first image field of the items whose column holds the files themselves."""
+        fields = [f.name for f in self.schema.items if isinstance(f, Image)]
+        return next((name for name in fields if self.catalogue.schema.get(name) == pl.Binary), None)
 
     # ------------------------------------------------------------------------------------------------ ids to rows
     def persons(self, users: Sequence[Any]) -> Int[Tensor, "B"]:
