@@ -32,6 +32,8 @@ __all__ = ["AlexNet"]
 class AlexNet(nn.Module):
     """Pictures to `num_classes` logits; 0 gives the vector before. `width`: maps of the first layer."""
 
+    head_name = "classifier.6"
+
     def __init__(
         self,
         *,

@@ -63,6 +63,8 @@ class _Transition(nn.Module):
 class DenseNet(nn.Module):
     """Pictures to `num_classes` logits; 0 gives the vector before. `growth`: k, the maps that a layer adds."""
 
+    head_name = "classifier"
+
     def __init__(
         self,
         *,

@@ -35,6 +35,8 @@ class LeNet(nn.Module):
     `width` multiplies nothing but the maps: 6 · width and 16 · width.
     """
 
+    head_name = "fc3"
+
     def __init__(self, *, in_channels: int = 1, num_classes: int = 10, width: int = 1) -> None:
         super().__init__()
         check_picture_arguments(in_channels, num_classes, width)

@@ -80,6 +80,8 @@ def _shortcut(channels: int, width: int, stride: int) -> nn.Module:
 class ResNet(nn.Module):
     """Pictures to `num_classes` logits; 0 gives the vector before. `width`: maps of the first layer."""
 
+    head_name = "fc"
+
     def __init__(
         self,
         *,

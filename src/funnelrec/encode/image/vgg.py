@@ -33,6 +33,8 @@ BLOCKS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2,
 class VGG(nn.Module):
     """Pictures to `num_classes` logits; 0 gives the vector before. `depth` 11, 13, 16 or 19; `width`: first maps."""
 
+    head_name = "classifier.6"
+
     def __init__(
         self,
         *,
