@@ -42,6 +42,7 @@ __all__ = [
     "SampledBCE",
     "SampledSoftmax",
     "TOP1Max",
+    "Terms",
     "WeightedLogistic",
     "linear_cross_entropy",
     "pairs",
@@ -72,6 +73,14 @@ class BCE:
         if "weight" not in batch:
             return each.mean()
         return (each * batch.weight).sum() / batch.weight.sum().clamp(min=torch.finfo(each.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Nothing of its own: for models that bring all they learn from in `training_terms`, which `fit` adds."""
+
+    def __call__(self, model: Any, batch: Batch) -> Tensor:
+        return torch.zeros(())
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,8 @@ class WeightedLogistic:
 class CrossEntropy:
     """Mean softmax cross-entropy of a classifier's logits [B, classes] against `batch.label`, int64 class numbers.
 
+    A language model's logits [B, T, tokens] against labels [B, T] are a row for each token.
+
     A row whose label is -1 has none and is left out; a batch without any label gives 0. `class_weights`: how much a
     row of each class counts, e.g. rarer classes more; the sum is divided by the weights. `label_smoothing` as in
     Szegedy et al. 2016, Section 7.
@@ -115,12 +126,13 @@ class CrossEntropy:
     class_weights: tuple[float, ...] | None = None
 
     def __call__(self, model: Any, batch: Batch) -> Tensor:
-        logits: Tensor = model(batch).float()  # (B, classes)
-        if bool((batch.label < 0).all()):
+        logits: Tensor = model(batch).float().flatten(0, -2)  # (B, classes) or (B·T, tokens)
+        label = batch.label.flatten().long()
+        if bool((label < 0).all()):
             return 0.0 * torch.sum(logits)
         weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
         smoothing = self.label_smoothing
-        loss: Tensor = F.cross_entropy(logits, batch.label.long(), weights, ignore_index=-1, label_smoothing=smoothing)
+        loss: Tensor = F.cross_entropy(logits, label, weights, ignore_index=-1, label_smoothing=smoothing)
         return loss
 
 
@@ -474,6 +486,7 @@ class _LogSumExp(torch.autograd.Function):
     The gradient is made in the forward sweep, chunk by chunk, while the exponentials E of the chunk are in the cache:
     with z = the row sums, d/du = E e / z and d/de = Eᵀ (u / z); dividing u instead of E saves a pass over E.
     Where the norms of u and e prove that no exponential can overflow, no maximum is sought either.
+    Under bfloat16 autocast the three products and E are in bfloat16, the sums and the gradients in float32.
     """
 
     @staticmethod
@@ -487,8 +500,10 @@ class _LogSumExp(torch.autograd.Function):
         target: Tensor | None,
         share: float,
     ) -> Tensor:
-        with torch.autocast(users.device.type, enabled=False):
-            return _LogSumExp._sweep(ctx, users.detach(), items.detach(), bias, own, hits, target, share)
+        device = users.device.type
+        half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+        with torch.autocast(device, enabled=False):
+            return _LogSumExp._sweep(ctx, users.detach(), items.detach(), bias, own, hits, target, share, half)
 
     @staticmethod
     def _sweep(
@@ -500,21 +515,23 @@ class _LogSumExp(torch.autograd.Function):
         hits: tuple[Tensor, Tensor] | None,
         target: Tensor | None,
         share: float,
+        half: bool,
     ) -> Tensor:
         count, columns = len(users), len(items)
-        step = min(count, _chunk_rows(columns * users.element_size()))
+        kind = torch.bfloat16 if half else users.dtype
+        step = min(count, _chunk_rows(columns * kind.itemsize))
         safe = _exponentials_are_safe(users, items, bias, own)
         need_users, need_items, _, need_own, *_ = ctx.needs_input_grad
         grad_users = torch.empty_like(users) if need_users else None
         grad_items = torch.zeros_like(items) if need_items else None
         sums, tops = users.new_empty(count), users.new_zeros(count)
-        buffer = users.new_empty(step, columns)
+        buffer = users.new_empty(step, columns, dtype=kind)
         scale = LOG2_E if safe else 1.0  # exp(x) = 2^(x log2 e), and exp2 takes a third of the time of exp
-        scaled = users * scale
+        scaled, vectors = (users * scale).to(kind), items.to(kind)
         shift = None if bias is None else bias * scale
         for start in range(0, count, step):
             stop = min(start + step, count)
-            e = torch.mm(scaled[start:stop], items.T, out=buffer[: stop - start])  # (step, N)
+            e = torch.mm(scaled[start:stop], vectors.T, out=buffer[: stop - start])  # (step, N)
             if shift is not None:
                 e.add_(shift)
             if hits is not None:
@@ -525,13 +542,17 @@ class _LogSumExp(torch.autograd.Function):
                 tops[start:stop] = top
                 e.sub_(top.unsqueeze(1))
             e = e.exp2_() if safe else e.exp_()
-            z = torch.sum(e, 1, out=sums[start:stop])
+            z = torch.sum(e, 1, dtype=users.dtype, out=sums[start:stop])
             if own is not None:
                 z.add_((own[start:stop] - tops[start:stop]).exp())
             if grad_users is not None:
-                torch.mm(e, items, out=grad_users[start:stop])
+                grad_users[start:stop] = torch.mm(e, vectors)
             if grad_items is not None:
-                grad_items.addmm_(e.T, users[start:stop] / (z * count).unsqueeze(1))
+                divided = (users[start:stop] / (z * count).unsqueeze(1)).to(kind)
+                if half:
+                    grad_items.add_(torch.mm(e.T, divided))
+                else:
+                    grad_items.addmm_(e.T, divided)
         logs = sums.log().add_(tops)
         weight = (sums * count).reciprocal_()  # (P,)
         if grad_users is not None:

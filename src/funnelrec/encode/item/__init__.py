@@ -1,0 +1,1 @@
+"""Items as nodes of a graph."""
