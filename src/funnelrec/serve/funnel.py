@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -32,7 +33,8 @@ from funnelrec.match.index.faiss import FaissIndex
 from funnelrec.match.popularity import Popularity
 from funnelrec.match.retriever import VectorRetriever, item_vectors
 from funnelrec.serve.artifact import read_artifact, write_artifact
-from funnelrec.serve.pipeline import Pipeline, Ranked
+from funnelrec.serve.pipeline import Pace, Pipeline, Ranked
+from funnelrec.serve.recent import Recent
 from funnelrec.serve.request import Recommendation, Recommended, Request, RequestError, SimilarUser
 from funnelrec.serve.similar import Neighbours
 from funnelrec.serve.store import Store
@@ -50,7 +52,8 @@ class Funnel:
     `candidates` is how many items the matcher hands to the ranker, `max_len` the longest history that is read,
     `diversity_field` the categorical item field on which re-ranking measures variety, `metrics` what was measured,
     `calibration` what turns the ranker's logits into the probabilities of an answer (learn/calibration.py),
-    `item_map` the places of the item rows in a plane (`workflow.item_places`), NaN for rows without one.
+    `item_map` the places of the item rows in a plane (`workflow.item_places`), NaN for rows without one, `digest` the
+    SHA-256 of the artifact that it was loaded from. `recent` holds what users did since; a server adds to it.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Funnel:
         calibration: Calibration | None = None,
         item_map: Float[Tensor, "N 2"] | None = None,
         index_cache: Path | None = None,
+        digest: str | None = None,
     ) -> None:
         if item_map is not None and len(item_map) != store.spec.num_items:
             raise ValueError(f"a map has a place for each of the {store.spec.num_items} rows, received {len(item_map)}")
@@ -82,6 +86,8 @@ class Funnel:
         self.metrics = dict(metrics or {})
         self.calibration = calibration
         self.item_map = item_map
+        self.digest = digest
+        self.recent = Recent()
         self._sizes = {"candidates": candidates, "max_len": max_len}
         self._index_cache = index_cache
         self.pipeline = self.pipeline_with(fallback)
@@ -162,26 +168,26 @@ class Funnel:
         )
         return self.recommend_many([request])[0]
 
-    def recommend_many(self, requests: Sequence[Request]) -> list[Recommendation]:
+    def recommend_many(self, requests: Sequence[Request], pace: Pace | None = None) -> list[Recommendation]:
         """Answers in the order of the requests. Requests of equal options are answered together."""
         answers: list[Recommendation | None] = [None] * len(requests)
         groups: dict[Any, list[int]] = {}
         for place, request in enumerate(requests):
             groups.setdefault(request.options(), []).append(place)
         for places in groups.values():
-            for place, answer in zip(places, self._answer([requests[p] for p in places]), strict=True):
+            for place, answer in zip(places, self._answer([requests[p] for p in places], pace), strict=True):
                 answers[place] = answer
         return [a for a in answers if a is not None]
 
-    def _answer(self, requests: list[Request]) -> list[Recommendation]:
+    def _answer(self, requests: list[Request], pace: Pace | None) -> list[Recommendation]:
         """Requests that differ only in user, history and context."""
-        ranked, fallbacks = self.ranked(requests)
+        ranked, fallbacks = self.ranked(requests, pace)
         return [self._recommendation(ranked, i, reason) for i, reason in enumerate(fallbacks)]
 
-    def ranked(self, requests: Sequence[Request]) -> tuple[Ranked, list[str | None]]:
+    def ranked(self, requests: Sequence[Request], pace: Pace | None = None) -> tuple[Ranked, list[str | None]]:
         """Answers as rows [B, k], for requests of equal `options()`, and why each is a fallback (None: it is not)."""
         first = requests[0]
-        batch, exclude, fallbacks = self._batch(requests)
+        batch, exclude, fallbacks = self.batch(requests)
         context_ids, context_numbers = self.store.encode_contexts([r.context or {} for r in requests])
         exclude = exclude if first.exclude_seen else exclude[:, :0]
         allowed = self.store.allowed(first.filters or {})
@@ -198,33 +204,38 @@ class Funnel:
                     context_ids=context_ids[known],
                     context_numbers=context_numbers[known],
                     reranker=self._reranker(first.diversity),
+                    pace=pace,
                 )
             )
         if len(strangers):
             found, scores = self.fallback.recommend(batch.select(strangers), first.k, exclude[strangers], allowed)
-            parts.append(Ranked(found, scores, scores, torch.arange(first.k).expand(len(strangers), -1)))
+            places = torch.arange(first.k).expand(len(strangers), -1)
+            parts.append(Ranked(found, scores, scores, places, places))
         back = torch.cat([known, strangers]).argsort()
         return Ranked(*(torch.cat([getattr(p, f.name) for p in parts])[back] for f in fields(Ranked))), fallbacks
 
-    def _batch(self, requests: Sequence[Request]) -> tuple[Batch, Tensor, list[str | None]]:
+    def batch(self, requests: Sequence[Request]) -> tuple[Batch, Tensor, list[str | None]]:
         """The batch of some requests, what each has seen, and the reason for a fallback where there is one."""
         store, length = self.store, self.store.history_length(self.pipeline.max_len)
         persons = store.persons([r.user for r in requests])
         history, times, mask = store.histories.before(persons, torch.full((len(requests),), store.now), length)
         exclude = store.histories.seen(persons, torch.full((len(requests),), store.now))
-        given = [(i, r.history) for i, r in enumerate(requests) if r.history is not None]
-        if given:
-            rows = store.item_rows([ids for _, ids in given])  # list of int64 tensors, unknown items as row 1
-            width = max([exclude.shape[1], *(len(r) for r in rows)])
-            exclude = torch.nn.functional.pad(exclude, (0, width - exclude.shape[1]))
-            for (i, _), own in zip(given, rows, strict=True):
-                newest = own[-length:]
-                for tensor, values in ((history, newest), (mask, newest != PADDING)):
+        told = [self.recent.of(r.user) if r.history is None else r.history for r in requests]
+        changed = [i for i, r in enumerate(requests) if r.history is not None or told[i]]
+        if changed:
+            rows = store.item_rows([told[i] for i in changed])  # list of int64 tensors, unknown items as row 1
+            exclude = F.pad(exclude, (0, max(len(r) for r in rows)))
+            for i, own in zip(changed, rows, strict=True):
+                if requests[i].history is not None:  # it replaces what is stored; recent events go behind it
+                    mask[i] = False
+                    exclude[i] = 0
+                kept = mask[i]
+                both = torch.cat([history[i][kept], own])[-length:]
+                when = torch.cat([times[i][kept], torch.full_like(own, store.now)])[-length:]
+                for tensor, values in ((history, both), (times, when), (mask, both != PADDING)):
                     tensor[i] = 0
-                    tensor[i, length - len(newest) :] = values
-                times[i] = torch.where(mask[i], store.now, 0)
-                exclude[i] = 0
-                exclude[i, : len(own)] = own.masked_fill(own < FIRST_KNOWN, 0)
+                    tensor[i, length - len(both) :] = values
+                exclude[i, exclude.shape[1] - len(own) :] = own.masked_fill(own < FIRST_KNOWN, 0)
         known = ((history >= FIRST_KNOWN) & mask).any(1)
         fallbacks = [
             None if known[i] else _reason(request, bool(persons[i] == UNKNOWN)) for i, request in enumerate(requests)
@@ -287,7 +298,7 @@ class Funnel:
         if row < FIRST_KNOWN:
             raise RequestError(f"no item has the id {item!r}; look at the catalogue for the ids there are")
         rows, scores = self._neighbours.items(row, k, self.store.allowed(filters or {}))
-        ranked = Ranked(*(t.unsqueeze(0) for t in (rows, scores, scores, torch.arange(k))))
+        ranked = Ranked(*(t.unsqueeze(0) for t in (rows, scores, scores, torch.arange(k), torch.arange(k))))
         return self._recommendation(ranked, 0, None, calibrated=False)
 
     def similar_users(self, user: int | str, *, k: int = 10) -> list[SimilarUser]:
@@ -360,6 +371,7 @@ class Funnel:
             calibration=_calibration(manifest),
             item_map=load(members["map.safetensors"])["places"] if "map.safetensors" in members else None,
             index_cache=Path(folder) / INDEX_CACHE,
+            digest=manifest["sha256"],
         )
 
     def __repr__(self) -> str:

@@ -10,6 +10,7 @@ No step loops over candidates in Python; re-ranking is a short greedy loop over 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,7 +20,7 @@ from funnelrec.core.batch import Batch
 from funnelrec.core.contracts import Matcher, Reranker
 from funnelrec.data.features import Features
 
-__all__ = ["Pipeline", "Ranked"]
+__all__ = ["Pace", "Pipeline", "Ranked"]
 
 RANKED_AT_ONCE = 65_536  #: (user, candidate) pairs that one forward pass of the ranker takes
 
@@ -29,13 +30,28 @@ class Ranked:
     """The answer for B users: best first, row 0 where fewer than k items qualify.
 
     `scores` are what the list was ordered by before re-ranking: logits of the ranker, else the matcher's scores;
-    `match_scores` and `match_places` (0 = first) say what retrieval alone thought of the item.
+    `match_scores` and `match_places` (0 = first) say what retrieval alone thought of the item, `rank_places` where the
+    scores alone would have put it.
     """
 
     rows: Int[Tensor, "B k"]
     scores: Float[Tensor, "B k"]
     match_scores: Float[Tensor, "B k"]
     match_places: Int[Tensor, "B k"]
+    rank_places: Int[Tensor, "B k"]
+
+
+@runtime_checkable
+class Pace(Protocol):
+    """Somebody who waits for an answer, and is told how it goes."""
+
+    def may_rank(self) -> bool:
+        """Asked once retrieval is done; False leaves the candidates in its order."""
+        ...
+
+    def done(self, stage: str) -> None:
+        """ "match", "rank" or "rerank" is done."""
+        ...
 
 
 class Pipeline:
@@ -87,29 +103,38 @@ class Pipeline:
         context_ids: Int[Tensor, "B Cc"] | None = None,
         context_numbers: Float[Tensor, "B Mc"] | None = None,
         reranker: Reranker | None = None,
+        pace: Pace | None = None,
     ) -> Ranked:
         """The k best items for each example of `batch` (`user`, `time`, `history`, `mask`, `history_times`).
 
-        `reranker` is the pipeline's own or another one for this answer; None leaves the order of the scores.
+        `reranker` is the pipeline's own or another one for this answer; None leaves the order of the scores. A `pace`
+        hears of each stage and may leave out the ranker.
         """
         rows, match_scores = self.matcher.recommend(batch, max(k, self.candidates), exclude, allowed)  # (B, C)
-        real = rows > 0
         scores = match_scores
-        if self.ranker is not None:
-            scores = self._rank(batch, rows, context_ids, context_numbers)
-            scores = scores.masked_fill(~real, -torch.inf)
-        order = scores.sort(dim=1, descending=True, stable=True).indices  # equal scores keep the matcher's order
-        if reranker is not None:
-            order = self._rerank(reranker, rows, scores, order, k)
-        order = order[:, :k]
+        if pace is not None:
+            pace.done("match")
+        if self.ranker is not None and (pace is None or pace.may_rank()):
+            scores = self.rank(batch, rows, context_ids, context_numbers)
+            scores = scores.masked_fill(rows == 0, -torch.inf)
+            if pace is not None:
+                pace.done("rank")
+        elif self.ranker is not None:
+            reranker = None  # its knob is in units of the ranker's scores
+        by_score = scores.sort(dim=1, descending=True, stable=True).indices  # equal scores keep the matcher's order
+        order = by_score[:, :k] if reranker is None else self._rerank(reranker, rows, scores, by_score, k)
+        if pace is not None:
+            pace.done("rerank")
         return Ranked(
             rows=rows.gather(1, order),
             scores=scores.gather(1, order),
             match_scores=match_scores.gather(1, order),
             match_places=order,
+            rank_places=by_score.argsort(1).gather(1, order),
         )
 
-    def _rank(
+    @torch.inference_mode()
+    def rank(
         self, batch: Batch, rows: Tensor, context_ids: Tensor | None, context_numbers: Tensor | None
     ) -> Float[Tensor, "B C"]:
         """The ranker's logits of every candidate of every user."""
