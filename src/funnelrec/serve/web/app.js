@@ -1,9 +1,9 @@
 // The page: one state, one question to POST /v1/recommend, and what it answered. No framework; text goes in as text.
 import { ItemMap } from "./map.js";
 
-const SHOWN = 20; // items of the list at first
+const SHOWN = matchMedia("(max-width: 619px)").matches ? 10 : 20; // items of the list at first
 const MOST = 100;
-const HISTORY_SHOWN = 12;
+const HISTORY_SHOWN = matchMedia("(max-width: 859px)").matches ? 5 : 12;
 const SVG = "http://www.w3.org/2000/svg";
 const $ = (id) => document.getElementById(id);
 const number = new Intl.NumberFormat("en");
@@ -39,7 +39,7 @@ function h(tag, attributes = {}, ...children) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat().filter((c) => c !== null && c !== undefined && c !== false));
+  element.append(...children.flat(Infinity).filter((c) => c !== null && c !== undefined && c !== false));
   return element;
 }
 const SVG_TAGS = new Set(["svg", "path", "polyline", "circle", "line", "text", "g", "rect"]);
@@ -231,7 +231,7 @@ function showHistory() {
   $("history-title").textContent = state.user === null ? "History" : `Person ${state.user}`;
   const stored = state.user !== null && !state.changed;
   $("history-note").textContent = stored && state.length > count ? `newest ${count} of ${number.format(state.length)}`
-    : count ? `${number.format(count)} ${count === 1 ? "item" : "items"}, newest first${state.user !== null && state.changed ? ", changed" : ""}` : "";
+    : count ? `${number.format(count)} ${count === 1 ? "item" : "items"}${state.user !== null && state.changed ? ", changed" : ""}` : "";
   $("clear").hidden = count === 0 && state.user === null;
   const shown = [...state.history.entries()].reverse().slice(0, state.all ? undefined : HISTORY_SHOWN);
   $("history").replaceChildren(...shown.map(([index, id]) => historyRow(index, items.get(id) ?? { item_id: id })));
@@ -437,7 +437,7 @@ function row(item, place, answer) {
     h("span", { class: "place" }, String(place + 1)), picture,
     h("span", { class: "named" },
       h("button", { type: "button", class: "title", "data-part": "title", "aria-expanded": String(open), onclick: () => { if (open) state.open.delete(id); else state.open.add(id); showList(state.answer); } }, nameOf(item)),
-      h("span", { class: "facts" }, item.interest === null || item.interest === undefined ? null : badge(item.interest), item.interest === null || item.interest === undefined ? null : "  ", facts(item))),
+      h("span", { class: "facts" }, item.interest === null || item.interest === undefined ? null : badge(item.interest), facts(item))),
     answer.fallback || !item.places ? h("span") : way(item),
     h("button", { type: "button", class: "add", "data-part": "add", "aria-label": `Add to the history: ${nameOf(item)}`, title: "Add to the history", onclick: () => act(() => add(id)) }, "+"));
   const element = h("li", { "data-id": id }, inside, open ? why(item, answer) : null);
@@ -451,12 +451,12 @@ function way(item) {
   const { match, rank, final } = item.places;
   const stops = [match, rank, final].map((p) => p ?? null);
   const most = Math.log(Math.max(50, card?.candidates ?? 500));
-  const y = (p) => 3 + 24 * Math.min(1, Math.log(p) / most);
-  const points = stops.map((p, i) => p === null ? null : [5 + 32 * i, y(p)]).filter(Boolean);
+  const y = (p) => 4 + 22 * Math.min(1, Math.log(p) / most);
+  const points = stops.map((p, i) => p === null ? null : [5 + 25 * i, y(p)]).filter(Boolean);
   const moved = match - final;
   const words = `Place ${match} after match, ${rank ?? "–"} after rank, ${final} in the end`;
   return h("span", { class: "way", title: words },
-    h("svg", { viewBox: "0 0 74 30", role: "img", "aria-label": words }, h("polyline", { points: points.map((p) => p.join(",")).join(" ") }), points.map(([cx, cy], i) => h("circle", { cx, cy, r: i === points.length - 1 ? 4 : 2.6 }))),
+    h("svg", { viewBox: "0 0 60 30", role: "img", "aria-label": words }, h("polyline", { points: points.map((p) => p.join(",")).join(" ") }), points.map(([cx, cy], i) => h("circle", { cx, cy, r: i === points.length - 1 ? 4 : 2.6 }))),
     h("span", { class: `moved ${moved > 0 ? "up" : moved < 0 ? "down" : ""}`, "aria-hidden": "true" }, moved > 0 ? `▲ ${moved}` : moved < 0 ? `▼ ${-moved}` : "="));
 }
 
@@ -488,34 +488,38 @@ function reranked(item, answer, step) {
 }
 
 // --------------------------------------------------------------------------------------------------------- journey
+/** Rungs for the places of the list; below them one for each place, in order, that an item of it came from. */
 function showJourney(answer) {
   const rows = answer.items.slice(0, 20);
-  const columns = [90, 250, 410];
-  const top = 44, gap = 25;
+  const width = Math.max(430, $("journey").clientWidth);
+  const columns = [46, 46 + 0.22 * width, 46 + 0.44 * width];
+  const top = 46, gap = 26;
+  const stopsOf = ({ places: p }) => [p.match, p.rank ?? p.match, p.final];
+  const below = [...new Set(rows.flatMap(stopsOf))].filter((p) => p > rows.length).sort((a, b) => a - b);
   const end = top + gap * (rows.length - 1);
-  const deep = Math.max(card?.candidates ?? 500, ...rows.map((i) => i.places.match));
-  // places of the list are rungs; what lay below the list then is drawn below it, on a logarithmic scale
-  const y = (place) => place <= rows.length ? top + gap * (place - 1) : end + 34 + 120 * (Math.log(place / rows.length) / Math.log(deep / rows.length));
-  const height = rows.some((i) => Math.max(i.places.match, i.places.rank ?? 1) > rows.length) ? end + 176 : end + 24;
+  const y = (place) => place <= rows.length ? top + gap * (place - 1) : end + 36 + 16 * below.indexOf(place);
+  const height = below.length ? end + 36 + 16 * below.length : end + 20;
+  const letters = Math.floor((width - columns[2] - 48) / 7.2);
+  const bend = (columns[1] - columns[0]) / 2;
   const ways = rows.map((item) => {
-    const stops = [item.places.match, item.places.rank ?? item.places.match, item.places.final];
+    const stops = stopsOf(item);
     const [a, b, c] = stops.map(y);
-    const d = `M${columns[0]} ${a}C${columns[0] + 80} ${a} ${columns[1] - 80} ${b} ${columns[1]} ${b}S${columns[2] - 80} ${c} ${columns[2]} ${c}`;
     const ink = item.interest === null || item.interest === undefined ? "var(--accent)" : `var(--i${item.interest % 8})`;
-    const line = h("path", { class: "line", d });
+    const line = h("path", { class: "line", d: `M${columns[0]} ${a}C${columns[0] + bend} ${a} ${columns[1] - bend} ${b} ${columns[1]} ${b}C${columns[1] + bend} ${b} ${columns[2] - bend} ${c} ${columns[2]} ${c}` });
     line.style.stroke = ink;
     const dots = columns.map((x, i) => { const dot = h("circle", { cx: x, cy: [a, b, c][i], r: 4.5 }); dot.style.fill = ink; return dot; });
     const name = nameOf(item);
     const group = h("g", { class: "way-of", "data-id": item.item_id }, line, dots,
-      h("text", { class: "soft", x: columns[0] - 12, y: a + 4, "text-anchor": "end" }, String(stops[0])),
-      h("text", { x: columns[2] + 14, y: c + 4 }, `${stops[2]}  ${name.length > 42 ? `${name.slice(0, 41)}…` : name}`));
+      h("text", { class: "soft small", x: columns[0] - 11, y: a + 4, "text-anchor": "end" }, String(stops[0])),
+      h("text", { class: "strong", x: columns[2] + 30, y: c + 4.5, "text-anchor": "end" }, String(stops[2])),
+      h("text", { x: columns[2] + 40, y: c + 4.5 }, name.length > letters ? `${name.slice(0, letters - 1)}…` : name));
     hover(group, item.item_id);
     return group;
   });
   const words = `The way of ${rows.length} items from match through rank to rerank; the list view tells the same in words.`;
-  $("journey").replaceChildren(h("svg", { viewBox: `0 0 720 ${height}`, role: "img", "aria-label": words },
-    ["Match", "Rank", "Rerank"].map((title, i) => h("text", { class: "soft", x: columns[i], y: 18, "text-anchor": "middle" }, title)),
-    height > end + 30 ? h("line", { class: "rule", x1: 60, x2: 440, y1: end + 18, y2: end + 18 }) : null, ways));
+  $("journey").replaceChildren(h("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": words },
+    ["Match", "Rank", "Rerank"].map((title, i) => h("text", { class: "soft", x: columns[i], y: 20, "text-anchor": "middle" }, title)),
+    below.length ? h("line", { class: "rule", x1: 8, x2: columns[2] + 12, y1: end + 18, y2: end + 18 }) : null, ways));
 }
 
 // ------------------------------------------------------------------------------------------------- map and interests
@@ -568,7 +572,7 @@ function about(interest) {
     const [best] = [...counts].sort((a, b) => b[1] - a[1]);
     if (best && best[1] >= half) words.push(String(best[0]));
   }
-  return words.slice(0, 3).join(" · ");
+  return words.slice(0, 2).join(" · ");
 }
 
 function showMarks(answer) {
@@ -606,6 +610,7 @@ async function startMap() {
   map.setPoints(found);
   $("zoom-in").addEventListener("click", () => map.glide(map.zoomBy(1.7)));
   $("zoom-out").addEventListener("click", () => map.glide(map.zoomBy(1 / 1.7)));
+  $("zoom-list").addEventListener("click", () => map.fit([...map.marks.recommended, ...map.marks.history]));
   $("zoom-fit").addEventListener("click", () => map.fit());
   if (state.answer) showMarks(state.answer);
 }
@@ -661,7 +666,7 @@ function metricTable(metrics) {
   const stages = Object.entries(metrics).filter(([, m]) => m && typeof m === "object");
   if (!stages.length) return [h("h3", {}, "Measured"), h("p", { class: "note" }, "The artifact holds no measurements.")];
   const names = [...new Set(stages.flatMap(([, m]) => Object.keys(m)))].filter((n) => stages.some(([, m]) => typeof m[n] === "number"));
-  const wanted = ["recall@10", "ndcg@10", "recall@50", "ndcg@50", "coverage@10", "diversity@10"].filter((n) => names.includes(n));
+  const wanted = ["recall@10", "ndcg@10", "recall@50", "ndcg@50", "diversity@10"].filter((n) => names.includes(n));
   const shown = wanted.length ? wanted : names.slice(0, 6);
   const cell = (m, n) => {
     const range = m.intervals?.[n];

@@ -1,6 +1,6 @@
 // The item space on a canvas: pan, zoom, hover, keys. Knows places and colours, nothing of HTTP.
 
-const FIT = 0.9; // share of the box that the whole map fills
+const FIT = 0.86; // share of the box that the whole map fills
 const CLOSEST = 40; // how far one may zoom in, relative to the whole
 const REACH = 13; // pixels within which the pointer finds an item
 const STEP = 26; // pixels that an arrow key moves at least
@@ -65,7 +65,14 @@ export class ItemMap {
     return { zoom, x: x - (px - w / 2) / now, y: y + (py - h / 2) / now };
   }
 
-  fit() { this.glide({ zoom: 1, x: 0, y: 0 }); }
+  /** The whole map, or so that these items fill the box. */
+  fit(indices = []) {
+    if (!indices.length) { this.glide({ zoom: 1, x: 0, y: 0 }); return; }
+    const [x, y] = [this.points.x, this.points.y].map((axis) => indices.map((i) => axis[i]));
+    const [left, right, low, high] = [Math.min(...x), Math.max(...x), Math.min(...y), Math.max(...y)];
+    const zoom = Math.min(CLOSEST / 2, 1.7 / Math.max(0.02, right - left, high - low));
+    this.glide({ zoom: Math.max(1, zoom), x: (left + right) / 2, y: (low + high) / 2 });
+  }
 
   glide(target) {
     if (calm.matches) { this.view = target; this.draw(); return; }
@@ -217,8 +224,10 @@ export class ItemMap {
       if (sum < 1e-6) return null;
       cx = sx / sum; cy = sy / sum;
     }
-    const near = own.filter((i) => Math.hypot(x[i] - cx, y[i] - cy) < 0.35).length;
-    return near / own.length > 0.4 ? { name, x: cx, y: cy } : null;
+    const near = own.filter((i) => Math.hypot(x[i] - cx, y[i] - cy) < 0.35);
+    if (near.length / own.length < 0.4) return null;
+    const heights = near.filter((i) => Math.hypot(x[i] - cx, y[i] - cy) < 0.2).map((i) => y[i]).sort((a, b) => a - b);
+    return { name, x: cx, y: heights[Math.floor(0.98 * (heights.length - 1))] ?? cy }; // above the items, not over them
   }
 
   draw() { if (!this.frame) this.frame = requestAnimationFrame(this.paint); }
@@ -247,7 +256,7 @@ export class ItemMap {
   paintItems(g) {
     const { x, y, count } = this.points;
     const [w, h] = this.size;
-    const radius = Math.min(5, Math.max(1.5, (70 / Math.sqrt(count)) * Math.sqrt(this.view.zoom)));
+    const radius = Math.min(5, Math.max(1.5, (85 / Math.sqrt(count)) * Math.sqrt(this.view.zoom)));
     const paths = new Map();
     for (let i = 0; i < count; i += 1) {
       const [sx, sy] = this.screen(x[i], y[i]);
@@ -278,7 +287,7 @@ export class ItemMap {
     g.textBaseline = "middle";
     for (const { name, x, y } of this.labels) {
       const [sx, sy] = this.screen(x, y);
-      this.text(g, String(name), sx, sy, this.ink.text);
+      this.text(g, String(name), sx, sy - 13, this.ink.text);
     }
   }
 
@@ -298,7 +307,7 @@ export class ItemMap {
       const wash = g.createRadialGradient(sx, sy, 4, sx, sy, 46);
       g.globalAlpha = 0.34;
       wash.addColorStop(0, colour);
-      wash.addColorStop(1, "transparent");
+      wash.addColorStop(1, colour.replace("rgb(", "rgba(").replace(")", ", 0)"));
       g.fillStyle = wash;
       g.beginPath(); g.arc(sx, sy, 46, 0, 7); g.fill();
       g.globalAlpha = 1;
@@ -332,13 +341,14 @@ export class ItemMap {
     });
     for (const { number, x: ix, y: iy } of this.marks.interests) {
       const [sx, sy] = this.screen(ix, iy);
-      const shift = taken.filter(([tx, ty]) => Math.hypot(tx - sx, ty - sy) < 26).length * 26;
-      taken.push([sx + shift, sy]);
-      g.beginPath(); g.roundRect(sx + shift - 12, sy - 34, 24, 18, 9);
+      let top = sy - 25;
+      while (taken.some(([tx, ty]) => Math.abs(tx - sx) < 26 && Math.abs(ty - top) < 20)) top -= 4;
+      taken.push([sx, top]);
+      g.beginPath(); g.roundRect(sx - 12, top - 9, 24, 18, 9);
       g.fillStyle = this.ink.panel; g.fill();
       g.lineWidth = 2; g.strokeStyle = this.ink.interests[number % 8]; g.stroke();
       g.font = "700 11px system-ui, sans-serif"; g.textAlign = "center"; g.textBaseline = "middle";
-      g.fillStyle = this.ink.text; g.fillText(String.fromCharCode(65 + number), sx + shift, sy - 24.5);
+      g.fillStyle = this.ink.text; g.fillText(String.fromCharCode(65 + number), sx, top + 0.5);
     }
   }
 
