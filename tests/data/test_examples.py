@@ -20,7 +20,7 @@ from funnelrec.data.batches import Batches, counter_generator
 from funnelrec.data.dataset import Dataset
 from funnelrec.data.examples import Impressions, NextItem, Queries
 from funnelrec.data.sources import simulate
-from funnelrec.data.split import GlobalTime, LeaveLastOut, Ratio
+from funnelrec.data.split import GlobalTime, HeldOutUsers, LeaveLastOut, Ratio
 from funnelrec.data.tables import Tables
 from tests.data import worlds
 
@@ -143,6 +143,24 @@ def test_next_item_all_is_the_end_of_the_training_sequence(data: Dataset) -> Non
     found = zip(batch.user.tolist(), batch.history.tolist(), batch.target.tolist(), strict=True)
     assert {u: (h, t) for u, h, t in found} == wanted
     assert torch.equal(batch.mask, batch.history > 0)
+
+
+def test_held_out_users_are_asked_about_after_what_they_did_first(tmp_path: Path) -> None:
+    # person u takes 10 u, 10 u + 1, …, two a day: equal times follow one another in the order of the rows
+    rows = [(u, 10 * u + n, n // 2) for u in range(10) for n in range(5)]
+    events = pl.DataFrame(rows, schema=["u", "i", "t"], orient="row")
+    catalogue = events.select(pl.col("i").unique())
+    tables = Tables(events, Schema(user="u", item="i", time="t"), items=catalogue)
+    data = Dataset.build(tables, tmp_path / "d", split=HeldOutUsers())
+    assert data.counts["train"] == 40 and data.counts["valid"] == data.counts["test"] == 1
+    assert len(NextItem(data, "train", max_len=L)) == 8 and int(data.train_item_counts.sum()) == 40
+    for part in ("valid", "test"):
+        queries = Queries(data, part, max_len=L)  # type: ignore[arg-type]
+        batch = _all(queries)
+        assert batch.user.tolist() == [1]  # no model knows her
+        items = data.item_vocabulary.decode(np.append(batch.history[0].numpy(), queries.relevant[1])).to_list()
+        assert [i % 10 for i in items] == [0, 1, 2, 3, 4] and len({i // 10 for i in items}) == 1
+        assert data.train_item_counts[batch.history[0].numpy()].sum() == 0
 
 
 def test_ties_are_no_targets(tmp_path: Path) -> None:

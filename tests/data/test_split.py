@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from funnelrec.data.split import TEST, TRAIN, VALID, Given, GlobalTime, LeaveLastOut, Ratio, split_from_dict
+from funnelrec.data.split import (
+    HISTORY,
+    TEST,
+    TRAIN,
+    VALID,
+    Given,
+    GlobalTime,
+    HeldOutUsers,
+    LeaveLastOut,
+    Ratio,
+    split_from_dict,
+)
 
 EVENTS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 12)), min_size=1, max_size=40)
 
@@ -62,6 +73,42 @@ def test_leave_last_out_of_no_events() -> None:
     assert LeaveLastOut().assign(np.empty(0, np.int64), np.empty(0, np.int64)).shape == (0,)
 
 
+def test_held_out_users_give_their_first_four_fifths() -> None:
+    user = np.repeat(np.arange(10) * 7, 5)  # codes need not be dense
+    time = np.tile([30, 10, 20, 50, 40], 10)
+    part = HeldOutUsers(seed=1).assign(user, time).reshape(10, 5)
+    kinds = [tuple(row) for row in part.tolist()]
+    assert sorted(kinds) == sorted([(TRAIN,) * 5] * 8 + [(3, 3, 3, VALID, 3), (3, 3, 3, TEST, 3)])  # place of time 50
+    assert (part == HeldOutUsers(seed=1).assign(user, time).reshape(10, 5)).all()
+    assert {HeldOutUsers(seed=s).assign(user, time).reshape(10, 5).max(1).tobytes() for s in range(5)} != {
+        part.max(1).tobytes()
+    }
+
+
+def test_held_out_users_order_equal_times_by_their_rows() -> None:
+    part = HeldOutUsers(valid=0.0, test=0.5, given=0.5).assign(np.array([0, 1, 0, 1]), np.array([5, 5, 5, 5]))
+    assert sorted(part[:2].tolist()) == [TRAIN, HISTORY] and sorted(part[2:].tolist()) == [TRAIN, TEST]
+
+
+def test_held_out_users_with_one_event_have_nothing_to_find() -> None:
+    part = HeldOutUsers(valid=0.0, test=0.5).assign(np.array([0, 1, 2, 3]), np.zeros(4, np.int64))
+    assert sorted(part.tolist()) == [TRAIN, TRAIN, HISTORY, HISTORY]
+
+
+@given(EVENTS, st.sampled_from([0.2, 0.5, 0.8]))
+@settings(max_examples=100, deadline=None)
+def test_held_out_users_are_never_trained_on(events: list[tuple[int, int]], share: float) -> None:
+    user, time = _arrays(events)
+    part = HeldOutUsers(0.25, 0.25, share).assign(user, time)
+    for u in set(user.tolist()):
+        mine = part[user == u][np.argsort(time[user == u], kind="stable")]
+        if TRAIN in mine:
+            assert (mine == TRAIN).all()
+        else:
+            given = max(1, int(share * len(mine) + 1e-9))
+            assert (mine[:given] == HISTORY).all() and (mine[given:] != HISTORY).all() and len(set(mine[given:])) <= 1
+
+
 def test_ratio_has_exact_shares_and_follows_its_seed() -> None:
     zeros = np.zeros(1000, np.int64)
     part = Ratio(0.2, 0.1, seed=3).assign(zeros, zeros)
@@ -82,7 +129,9 @@ def test_given_hands_out_the_published_parts() -> None:
         Given(np.array([3], np.uint8))
 
 
-@pytest.mark.parametrize("split", [GlobalTime(0.1, 0.2, (5, 9)), GlobalTime(), LeaveLastOut(), Ratio(seed=4), Given()])
+@pytest.mark.parametrize(
+    "split", [GlobalTime(0.1, 0.2, (5, 9)), GlobalTime(), LeaveLastOut(), HeldOutUsers(seed=2), Ratio(seed=4), Given()]
+)
 def test_json_round_trip(split: GlobalTime | LeaveLastOut | Ratio | Given) -> None:
     assert split_from_dict(json.loads(json.dumps(split.to_dict()))) == split
 
@@ -92,6 +141,8 @@ def test_faults_are_named() -> None:
         GlobalTime(0.5, 0.5)
     with pytest.raises(ValueError, match=r"leave some for training"):
         Ratio(-0.1, 0.1)
+    with pytest.raises(ValueError, match=r"share of a held-out user's events in \(0, 1\), received 1.0"):
+        HeldOutUsers(given=1.0)
     with pytest.raises(ValueError, match=r"t_valid first, received \(5, 3\)"):
         GlobalTime(boundaries=(5, 3))
     with pytest.raises(ValueError, match=r"at least one event"):

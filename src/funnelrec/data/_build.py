@@ -23,15 +23,15 @@ from funnelrec.data.facts import Layout
 from funnelrec.data.histories import Histories
 from funnelrec.data.numeric import NumericTransform
 from funnelrec.data.past import PastEvents
-from funnelrec.data.split import TEST, TRAIN, VALID, Given, GlobalTime, LeaveLastOut, Ratio
+from funnelrec.data.split import HISTORY, TEST, TRAIN, VALID, AnySplit, Given, GlobalTime, HeldOutUsers, LeaveLastOut
 from funnelrec.data.tables import Tables
 from funnelrec.data.vocabulary import HashVocabulary, Vocabulary
 
-__all__ = ["AnySplit", "digest", "write"]
+__all__ = ["digest", "write"]
 
 FORMAT = 1  #: of the folder; a reader refuses a newer one
 CHUNK = 1 << 20  #: events that are encoded at a time
-AnySplit = GlobalTime | LeaveLastOut | Ratio | Given
+BY_ORDINAL = (LeaveLastOut, HeldOutUsers)  #: splits whose moments are ordinals
 Int64Array = npt.NDArray[np.int64]
 
 
@@ -103,7 +103,7 @@ def _timeline(tables: Tables, split: AnySplit | None) -> _Timeline:
     part = split.assign(person, time)
     if not (part == TRAIN).any():
         raise ValueError(f"no event is left for training by {type(split).__name__}; make valid and test smaller")
-    moment = _ordinals(person) if isinstance(split, LeaveLastOut) else time
+    moment = _ordinals(person) if isinstance(split, BY_ORDINAL) else time
     return _Timeline(events, time, moment, part, person, people, split)
 
 
@@ -285,9 +285,10 @@ def _history(
     Where a user's parts follow one another in time, all positive events are history of what comes later. Where they
     do not (random rows), a test event must not enter the history of a training event: only training events count.
     """
-    order = np.lexsort((line.part, line.moment, person))
+    part = np.where(line.part == HISTORY, TRAIN, line.part)  # it too is before what validates and tests
+    order = np.lexsort((part, line.moment, person))
     same = person[order][1:] == person[order][:-1]
-    chronological = bool((line.part[order][1:] >= line.part[order][:-1])[same].all())
+    chronological = bool((part[order][1:] >= part[order][:-1])[same].all())
     chosen = positive if chronological else positive & (line.part == TRAIN)
     built = Histories.build(person[chosen], items[chosen], line.moment[chosen], people)
     return built, "all" if chronological else "train"
@@ -336,7 +337,7 @@ def _write_files(tables: Tables, draft: Path, split: AnySplit | None) -> None:
     person, people = _people_rows(line, fitted.user_key)
     layout = _pack(tables, line, fitted, person, draft / "facts.npy")
     np.save(draft / "part.npy", line.part)
-    if isinstance(line.split, LeaveLastOut):
+    if isinstance(line.split, BY_ORDINAL):
         np.save(draft / "time.npy", line.time)
     counts = {"events": len(line.part)}
     if people is not None:

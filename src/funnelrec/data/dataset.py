@@ -2,7 +2,7 @@
 
     dataset.json            format, schema, spec, split, counts, boundaries, fingerprint, SHA-256 of every file
     facts.npy part.npy      the packed events in the order of time (data/facts.py), the part of each
-    time.npy                LeaveLastOut only: the times, where the moments are ordinals
+    time.npy                LeaveLastOut, HeldOutUsers: the times, where the moments are ordinals
     history_*.npy           who did what before when (data/histories.py)
     user_*.npy item_*.npy   attributes by user row and item row (data/features.py)
     vocabulary_*.arrow      values to rows; catalogue.arrow: the raw items table by item row; people.arrow: ids by
@@ -33,7 +33,7 @@ from funnelrec.data.features import Features
 from funnelrec.data.histories import Histories
 from funnelrec.data.numeric import NumericTransform
 from funnelrec.data.past import PastEvents
-from funnelrec.data.split import PARTS, Part, split_from_dict
+from funnelrec.data.split import PARTS, AnySplit, Part, split_from_dict
 from funnelrec.data.tables import Tables
 from funnelrec.data.vocabulary import HashVocabulary, Vocabulary, vocabulary_from_arrow
 
@@ -51,7 +51,7 @@ class Dataset:
         self._in_memory = in_memory
         self.schema: Schema = Schema.from_dict(data["schema"])
         self.spec: Spec = Spec.from_dict(data["spec"])
-        self.split: _build.AnySplit = split_from_dict(data["split"])
+        self.split: AnySplit = split_from_dict(data["split"])
         self.fingerprint: str = data["fingerprint"]
         self.counts: dict[str, int] = data["counts"]
         self.boundaries: tuple[int, int] | None = tuple(data["boundaries"]) if data["boundaries"] else None
@@ -66,7 +66,7 @@ class Dataset:
         )
 
     @classmethod
-    def build(cls, tables: Tables, folder: Path | str, *, split: _build.AnySplit | None = None) -> Dataset:
+    def build(cls, tables: Tables, folder: Path | str, *, split: AnySplit | None = None) -> Dataset:
         """Encode `tables` into `folder` and open it. A dataset that is there already is replaced.
 
         split: the published part of the tables where there is one, else `GlobalTime()`. The folder appears whole, by

@@ -6,8 +6,8 @@
 | NextItem    | a user's training sequence, or one of its ends | history mask history_times user target (time)         |
 | Queries     | a user at the start of a part                  | history mask history_times user time                  |
 
-A history holds positive events strictly before the moment of the example. In a LeaveLastOut dataset a moment is the
-ordinal of the event among its user's events.
+A history holds positive events strictly before the moment of the example. In a dataset split by
+LeaveLastOut or HeldOutUsers a moment is the ordinal of the event among its user's events.
 """
 
 from __future__ import annotations

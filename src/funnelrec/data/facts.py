@@ -86,8 +86,8 @@ class Layout:
 class Facts:
     """The events in the order of time. Arrays are made when asked for, one entry an event.
 
-    `moment` is what histories are cut at: the time; in a LeaveLastOut dataset the ordinal (from 1) of the event among
-    its user's events; in a table without times the number of the row. `person` is the user row, except that people
+    `moment` is what histories are cut at: the time; with LeaveLastOut or HeldOutUsers the ordinal (from 1) of the event
+    among its user's events; in a table without times the number of the row. `person` is the user row, except that people
     whom training never saw have rows of their own from `num_users` on; models see them all as the unknown row.
     """
 

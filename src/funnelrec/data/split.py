@@ -3,7 +3,8 @@
 Every split is plain data with `assign(user, time) -> part`, one of TRAIN, VALID, TEST for each event. The default is by
 time over the whole table (`GlobalTime`): what a model learns is older than everything it is judged by, for all users
 at once. `LeaveLastOut` is the protocol of much published work and lets one user's training events be younger than
-another's test event; it is here so that such numbers can be compared ("legacy").
+another's test event; it is here so that such numbers can be compared ("legacy"). `HeldOutUsers` asks about people whom
+training never saw.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "HISTORY",
     "PARTS",
     "TEST",
     "TRAIN",
     "VALID",
+    "AnySplit",
     "Given",
     "GlobalTime",
+    "HeldOutUsers",
     "LeaveLastOut",
     "Part",
     "Ratio",
@@ -33,13 +37,14 @@ __all__ = [
 Part = Literal["train", "valid", "test"]
 PARTS: tuple[Part, ...] = ("train", "valid", "test")
 TRAIN, VALID, TEST = 0, 1, 2
+HISTORY = 3  #: read as history of what the same person does later, and in no part
 Int64Array = npt.NDArray[np.int64]
 PartArray = npt.NDArray[np.uint8]
 
 
 @runtime_checkable
 class Split(Protocol):
-    """Assigns each event to a part. `user` and `time` int64 [n], in any order of rows."""
+    """Assigns each event to a part, or to HISTORY. `user` and `time` int64 [n], in any order of rows."""
 
     def assign(self, user: Int64Array, time: Int64Array) -> PartArray: ...
 
@@ -121,6 +126,48 @@ class LeaveLastOut:
 
 
 @dataclass(frozen=True)
+class HeldOutUsers:
+    """Whole users validate and test (strong generalisation): what each does first is given, the rest is to be found.
+
+    `valid`, `test`: shares of the users. `given`: share of a held-out user's events, rounded down but at least one,
+    that are HISTORY. Order is time, then the order of the rows: shuffle the rows first where equal times have a
+    meaningless order. As in `LeaveLastOut`, the moment of an event is its ordinal among its user's events.
+    Source: the protocol of Cen et al., KDD 2020 (ComiRec), where the shares are .1, .1 and .8.
+    """
+
+    valid: float = 0.1
+    test: float = 0.1
+    given: float = 0.8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_shares(self.valid, self.test)
+        if not 0.0 < self.given < 1.0:
+            raise ValueError(f"given is the share of a held-out user's events in (0, 1), received {self.given}")
+
+    def assign(self, user: Int64Array, time: Int64Array) -> PartArray:
+        """Part of each event; a held-out user's first ones are HISTORY."""
+        users, code = np.unique(user, return_inverse=True)
+        drawn = np.random.default_rng(self.seed).permutation(len(users))
+        test = round(len(users) * self.test)
+        held = np.full(len(users), TRAIN, dtype=np.uint8)
+        held[drawn[:test]] = TEST
+        held[drawn[test : test + round(len(users) * self.valid)]] = VALID
+        order = np.lexsort((time, code))  # stable: rows of equal user and time keep their order
+        counts = np.bincount(code, minlength=len(users))
+        place = np.empty(len(user), dtype=np.int64)
+        place[order] = np.arange(len(user)) - (counts.cumsum() - counts)[code[order]]
+        read = np.maximum(np.floor(counts * self.given + 1e-9), 1)  # .8 · 5 is 4, whatever binary fractions say
+        part = held[code]
+        part[(part != TRAIN) & (place < read[code])] = HISTORY
+        return part
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able data; `split_from_dict` is the inverse."""
+        return {"kind": "held_out_users", **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
 class Ratio:
     """Random events, by a seed. Where users have histories this lets the future train the past: prefer GlobalTime."""
 
@@ -169,15 +216,17 @@ class Given:
         return {"kind": "given"}
 
 
-KINDS: dict[str, type[GlobalTime] | type[LeaveLastOut] | type[Ratio] | type[Given]] = {
+AnySplit = GlobalTime | LeaveLastOut | HeldOutUsers | Ratio | Given
+KINDS: dict[str, type[AnySplit]] = {
     "global_time": GlobalTime,
     "leave_last_out": LeaveLastOut,
+    "held_out_users": HeldOutUsers,
     "ratio": Ratio,
     "given": Given,
 }
 
 
-def split_from_dict(data: Mapping[str, Any]) -> GlobalTime | LeaveLastOut | Ratio | Given:
+def split_from_dict(data: Mapping[str, Any]) -> AnySplit:
     """Read what a split's `to_dict` wrote. Raises ValueError on an unknown kind or key."""
     kind = data.get("kind")
     if kind not in KINDS:
