@@ -32,7 +32,7 @@ from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
 from funnelrec.core.shapes import PADDING
 
-__all__ = ["Carried", "LanguageModel", "StreamExamples"]
+__all__ = ["LanguageModel"]
 
 CELLS: dict[str, type[nn.RNN | nn.LSTM | nn.GRU]] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 State = Float[Tensor, "S layers B H"]  # S is 2 for an LSTM (h, c), else 1
