@@ -75,7 +75,7 @@ def test_people_by_their_closest_interests(funnel: Funnel) -> None:
     found = funnel.similar_users("u03", k=4)
     store = funnel.store
     everybody = torch.arange(store.people.size)
-    batch = funnel._neighbours._histories(everybody)
+    batch = funnel.neighbours._histories(everybody)
     matcher = funnel.matcher
     assert isinstance(matcher, VectorMatcher)
     with torch.no_grad():

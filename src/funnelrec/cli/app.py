@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -222,6 +222,21 @@ def similar(
         show.recommendation(funnel.similar(item, k=k, filters=_filters(where or [])), as_json=as_json, matched=False)
     elif user is not None:
         show.similar_users(funnel.similar_users(user, k=k), as_json=as_json)
+
+
+@app.command("map")
+def draw(
+    folder: Annotated[Path, typer.Argument(help="A funnel.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The picture, .png or .svg.")] = Path("map.png"),
+    colour: Annotated[str | None, typer.Option(help="The item field that the colours show.")] = None,
+    user: Annotated[str | None, typer.Option(help="A user id: their interests are drawn among the items.")] = None,
+    method: Annotated[Literal["tsne", "umap"], typer.Option(help="How the items are laid out.")] = "tsne",
+    seed: int = 0,
+) -> None:
+    """Draw the items of a funnel so that what is alike lies together."""
+    from funnelrec.cli.map import draw_map
+
+    draw_map(folder, out, colour=colour, user=user, method=method, seed=seed)
 
 
 @app.command()

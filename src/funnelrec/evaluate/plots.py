@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from jaxtyping import Float
 
 from funnelrec.evaluate.metrics import Reliability
 from funnelrec.evaluate.significance import Interval
@@ -21,12 +22,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Bar", "CurvePoint", "Panel", "bars", "curve", "installed", "reliability_diagram", "save"]
+__all__ = ["Bar", "CurvePoint", "Panel", "bars", "curve", "installed", "points", "reliability_diagram", "save"]
 
 Role = Literal["model", "baseline", "oracle"]
 
 INK, QUIET, RULE = "#222222", "#6b6f76", "#d5d8dc"
 COLOURS: dict[str, str] = {"model": "#0072B2", "baseline": "#A9AFB7", "oracle": "#009E73"}
+# one colour and one shape a group, so that nothing is said by colour alone
+GROUPS = (
+    ("#E69F00", "o"), ("#0072B2", "s"), ("#009E73", "^"), ("#D55E00", "D"), ("#56B4E9", "v"), ("#CC79A7", "P"),
+    ("#222222", "X"),
+)  # fmt: skip
 HINT = "pictures need matplotlib, which is not installed; run: pip install 'funnelrec[plots]'"
 
 
@@ -221,15 +227,80 @@ def curve(title: str, subtitle: str, points: Sequence[CurvePoint], *, diversity:
     return figure
 
 
-def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
-    """Write `name`.png (160 dots an inch) and `name`.svg, the same bytes for the same figure; returns both paths."""
+def points(
+    title: str,
+    subtitle: str,
+    coordinates: Float[np.ndarray, "N 2"],
+    groups: Sequence[str | None],
+    *,
+    ringed: Float[np.ndarray, "M 2"] | None = None,
+    stars: Float[np.ndarray, "K 2"] | None = None,
+) -> Figure:
+    """A map of items. The 7 largest of `groups` have a colour, a shape and their name where they are densest; the
+    others and None are small and grey. `ringed` places get a ring, `stars` a numbered star."""
+    figure = _figure(8.4, 7.6)
+    axis = figure.subplots()
+    figure.subplots_adjust(left=0.02, right=0.98, top=0.9, bottom=0.08)
+    axis.set_axis_off()
+    axis.set_aspect("equal", adjustable="datalim")
+    names = np.array([g or "" for g in groups], dtype=object)
+    size = float(np.clip(6000 / max(len(names), 1), 4, 30))
+    counts = sorted(((int((names == n).sum()), str(n)) for n in set(names) - {""}), key=lambda c: (-c[0], c[1]))
+    shown = [name for _, name in counts[: len(GROUPS)]]
+    rest = ~np.isin(names, shown)
+    axis.scatter(coordinates[rest, 0], coordinates[rest, 1], s=size / 2, color=RULE, linewidths=0, rasterized=True)
+    for name, (colour, shape) in zip(shown, GROUPS, strict=False):
+        own = coordinates[names == name]
+        axis.scatter(
+            own[:, 0],
+            own[:, 1],
+            s=size,
+            color=colour,
+            marker=shape,
+            linewidths=0,
+            alpha=0.75,
+            label=name,
+            rasterized=True,
+        )
+    if ringed is not None:
+        ring: dict[str, Any] = {"facecolors": "none", "edgecolors": "black", "linewidths": 1.2}
+        axis.scatter(ringed[:, 0], ringed[:, 1], s=60, zorder=4, label="taken by the user", **ring)
+    for number, (x, y) in enumerate([] if stars is None else stars, 1):
+        axis.scatter(x, y, s=430, marker="*", color="black", edgecolors="white", linewidths=1.2, zorder=5)
+        axis.text(x, y, str(number), color="white", fontsize=8, fontweight="bold", ha="center", va="center", zorder=6)
+    for name, (colour, _) in zip(shown, GROUPS, strict=False):
+        x, y = _densest(coordinates[names == name])
+        _halo(axis.text(x, y, name, color=colour, fontsize=11, fontweight="bold"))
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0.01), ncols=4, fontsize=9, frameon=False, markerscale=1.3)
+    _heading(figure, title, subtitle)
+    return figure
+
+
+def _densest(places: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "2"]:
+    """The place whose tenth nearest is the closest (of many, among a thousand of them)."""
+    some = places[:: max(1, len(places) // 1000)]
+    apart = np.linalg.norm(some[:, None] - some[None], axis=2)
+    best: Float[np.ndarray, "2"] = some[np.sort(apart, axis=1)[:, min(10, len(some) - 1)].argmin()]
+    return best
+
+
+def _halo(text: Any) -> None:
+    """White around letters that stand on points."""
+    from matplotlib.patheffects import withStroke
+
+    text.set(ha="center", va="center", zorder=7, path_effects=[withStroke(linewidth=3, foreground="white")])
+
+
+def save(figure: Figure, folder: Path, name: str, kinds: Sequence[str] = ("png", "svg")) -> tuple[Path, ...]:
+    """Write `name`.png (160 dots an inch) and `name`.svg, the same bytes for the same figure; returns the paths."""
     import matplotlib
 
-    paths = (folder / f"{name}.png", folder / f"{name}.svg")
+    paths = tuple(folder / f"{name}.{kind}" for kind in kinds)
+    metadata = {"png": {"Software": None}, "svg": {"Date": None}}
     with matplotlib.rc_context({"svg.hashsalt": "funnelrec"}):
-        for path, kind, metadata in zip(paths, ("png", "svg"), ({"Software": None}, {"Date": None}), strict=True):
+        for path, kind in zip(paths, kinds, strict=True):
             part = path.with_name(path.name + ".part")
-            keep: dict[str, Any] = {"metadata": metadata, "facecolor": "white"}
+            keep: dict[str, Any] = {"metadata": metadata[kind], "facecolor": "white"}
             figure.savefig(part, format=kind, dpi=160, **keep)
             os.replace(part, path)
     return paths

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from funnelrec import zoo
@@ -270,7 +270,7 @@ class Funnel:
         attributes = self.store.described[rows[:count].numpy()].to_dicts()
         key = str(self.store.schema.item)
         logits = calibrated and fallback is None
-        probabilities = self._probabilities(ranked.scores[i, :count]) if logits else [None] * count
+        probabilities = self.probabilities(ranked.scores[i, :count]) if logits else [None] * count
         items = tuple(
             Recommended(
                 item=described.pop(key),
@@ -284,11 +284,19 @@ class Funnel:
         )
         return Recommendation(items=items, fallback=fallback)
 
-    def _probabilities(self, logits: Tensor) -> Sequence[float | None]:
+    def probabilities(self, logits: Tensor) -> Sequence[float | None]:
         """Of the ranker's logits, where there is a calibration; the popular items of a fallback have none."""
         if self.calibration is None:
             return [None] * len(logits)
         return [float(p) for p in self.calibration.probabilities(logits.numpy().astype(np.float64))]
+
+    def score(self, request: Request, rows: Int[Tensor, "n"]) -> tuple[Float[Tensor, "n"], str | None]:
+        """The ranker's logits of some item rows for who asks, and why little is known of them (None: it is not so)."""
+        if self.ranker is None:
+            raise RequestError("this funnel has no ranker, so it cannot score items; fit it with --rank din")
+        batch, _, fallbacks = self.batch([request])
+        context_ids, context_numbers = self.store.encode_contexts([request.context or {}])
+        return self.pipeline.rank(batch, rows.unsqueeze(0), context_ids, context_numbers)[0], fallbacks[0]
 
     def similar(self, item: int | str, *, k: int = 10, filters: Mapping[str, Any] | None = None) -> Recommendation:
         """The k items most like `item`, itself left out. A score is the cosine of the matcher's vectors, or what a
@@ -297,7 +305,7 @@ class Funnel:
         row = int(self.store.item_rows([[item]])[0])
         if row < FIRST_KNOWN:
             raise RequestError(f"no item has the id {item!r}; look at the catalogue for the ids there are")
-        rows, scores = self._neighbours.items(row, k, self.store.allowed(filters or {}))
+        rows, scores = self.neighbours.items(row, k, self.store.allowed(filters or {}))
         ranked = Ranked(*(t.unsqueeze(0) for t in (rows, scores, scores, torch.arange(k), torch.arange(k))))
         return self._recommendation(ranked, 0, None, calibrated=False)
 
@@ -308,13 +316,14 @@ class Funnel:
         person = int(self.store.persons([user]))
         if person < FIRST_KNOWN:
             raise RequestError(f"no user has the id {user!r}, so nobody is known to be like them; ask for another")
-        rows, scores = self._neighbours.people(person, k)
+        rows, scores = self.neighbours.people(person, k)
         count = int((rows > 0).sum())
         ids = self.store.people.decode(rows[:count].numpy()).to_list()
         return [SimilarUser(user=u, score=float(s)) for u, s in zip(ids, scores, strict=False)]
 
     @cached_property
-    def _neighbours(self) -> Neighbours:
+    def neighbours(self) -> Neighbours:
+        """What the matcher knows of likeness, as rows."""
         return Neighbours(self.matcher, self.store, self.pipeline.max_len)
 
     # --------------------------------------------------------------------------------------------------- on disk

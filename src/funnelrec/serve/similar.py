@@ -59,6 +59,22 @@ class Neighbours:
             rows, values = self._item_index.search(asked, torch.ones(1, 1, dtype=torch.bool), k, own, allowed)
         return rows[0], values[0]
 
+    def vectors(self) -> tuple[Float[Tensor, "N D"], Bool[Tensor, "N"]]:
+        """The directions of all item rows and which of them mean anything (rows 0 and 1 do not). Raises RequestError
+        where the matcher has no vectors."""
+        known = self._known_items.clone()
+        known[:FIRST_KNOWN] = False
+        return self._item_index.vectors, known
+
+    @torch.no_grad()
+    def interests(self, person: int) -> tuple[Float[Tensor, "K D"], Int[Tensor, "L"]]:
+        """The vectors of a person's interests and the item rows they were read from, oldest first."""
+        if not isinstance(self.matcher, VectorMatcher):
+            raise RequestError(f"the matcher {type(self.matcher).__name__} has no vectors of users; leave out the user")
+        batch = self._histories(torch.tensor([person]))
+        found, valid = self.matcher.encode_users(batch)
+        return found[0][valid[0]], batch.history[0][batch.mask[0]]
+
     @cached_property
     def _item_index(self) -> ExactIndex:
         if not hasattr(self.matcher, "encode_items"):
