@@ -391,15 +391,24 @@ def _check_trainable(model: nn.Module, world: World, batch: Batch, what: str) ->
         assert gradient is None or gradient.isfinite().all(), f"{what}: the gradient of {name} is not finite"
 
 
+SMALLEST: dict[str, Any] = {"feature_dims": [4], "source_tokens": 9, "target_tokens": 9, "num_tokens": 9}
+
+
 def built(cls: type[Any], spec: Spec) -> Any:
-    """A model with default arguments; a reranker reads no columns and so takes no spec."""
-    return cls(spec) if "spec" in inspect.signature(cls).parameters else cls()
+    """A model with default arguments; rerankers and encoders take no spec, some encoders need the sizes of what they
+    read (`SMALLEST`)."""
+    parameters = inspect.signature(cls).parameters.values()
+    needed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    arguments = {name: SMALLEST[name] for name in needed}
+    return cls(spec, **arguments) if "spec" in inspect.signature(cls).parameters else cls(**arguments)
 
 
 def config_of(cls: type[nn.Module]) -> dict[str, Any]:
     """The constructor's keyword arguments with their defaults: that signature is the model's configuration."""
     parameters = list(inspect.signature(cls).parameters.values())
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return {
+        p.name: SMALLEST[p.name] if p.default is p.empty else p.default for p in parameters if p.kind is p.KEYWORD_ONLY
+    }
 
 
 def check_saved_and_loaded(cls: type[nn.Module], world: World, folder: Path) -> None:
