@@ -13,7 +13,7 @@ from funnelrec.data.batches import Batches
 from funnelrec.evaluate.metrics import auc
 from funnelrec.learn.distil import Distillation, bernoulli_kl
 from funnelrec.learn.fit import fit
-from funnelrec.learn.losses import BCE, WeightedLogistic, describe
+from funnelrec.learn.losses import BCE, CrossEntropy, WeightedLogistic, describe
 from funnelrec.rank.deepfm import DeepFM
 from funnelrec.rank.logistic_regression import LogisticRegression
 from tests.contracts import World, make_spec, rows_spec
@@ -214,3 +214,51 @@ def test_the_teacher_may_be_of_another_kind() -> None:
     value.backward()
     assert value.isfinite()
     assert all(p.grad is None for p in teacher.parameters())
+
+
+class Chooses(Says):
+    """A classifier whose logits are its parameters: one row."""
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.logits.unsqueeze(0)
+
+
+CLASS = Batch(label=torch.tensor([1]))
+
+
+def test_classes_by_hand() -> None:
+    """T = 2, s = (0, 0, 0), t = (2 ln 2, 0, 0): q = (.5, .25, .25), p = 1/3 each. KL = ln 3 - 1.5 ln 2 = .0588915,
+    times 4 is .235566; cross-entropy is ln 3 = 1.098612; with a = .25 the whole is .882851."""
+    student, teacher = Chooses(0.0, 0.0, 0.0), Chooses(2 * math.log(2), 0.0, 0.0)
+    loss = Distillation(teacher, temperature=2.0, soft=0.25, hard=CrossEntropy())
+    parts = loss.parts(student, CLASS)
+    assert parts["soft"].item() == pytest.approx(0.235566, abs=1e-6)
+    assert loss(student, CLASS).item() == pytest.approx(0.882851, abs=1e-6)
+    # dL_soft/ds = T (p - q)
+    only = gradient(Distillation(teacher, temperature=2.0, soft=1.0), student, CLASS)
+    torch.testing.assert_close(only, 2 * torch.tensor([1 / 3 - 0.5, 1 / 3 - 0.25, 1 / 3 - 0.25]))
+
+
+def test_a_classifier_that_agrees_learns_nothing_and_a_constant_says_nothing() -> None:
+    student = Chooses(1.0, -2.0, 0.5)
+    for shift in (0.0, 7.0):
+        soft = Distillation(Chooses(1.0 + shift, -2.0 + shift, 0.5 + shift), temperature=3.0, soft=1.0)
+        assert soft(student, CLASS).item() == pytest.approx(0, abs=1e-6)
+        torch.testing.assert_close(gradient(soft, student, CLASS), torch.zeros(3), atol=1e-6, rtol=0)
+
+
+def test_at_high_temperature_classes_match_logits() -> None:
+    """KL · T² → |s - t|² / 2C for logits of mean zero."""
+    s, t = torch.tensor([1.0, -0.5, -0.5]), torch.tensor([-1.0, 2.0, -1.0])
+    soft = Distillation(Chooses(*t.tolist()), temperature=100.0, soft=1.0)
+    assert soft(Chooses(*s.tolist()), CLASS).item() == pytest.approx(float((s - t).square().sum()) / 6, rel=0.01)
+
+
+def test_classes_without_soft_part_are_cross_entropy_and_bce_is_refused() -> None:
+    student, teacher = Chooses(0.3, -1.0), Chooses(5.0, 0.0)
+    hard = Distillation(teacher, soft=0.0, hard=CrossEntropy())
+    assert torch.equal(hard(student, CLASS), CrossEntropy()(student, CLASS))
+    unlabelled = Distillation(teacher, soft=0.5, hard=CrossEntropy()).parts(student, Batch(label=torch.tensor([-1])))
+    assert unlabelled["hard"] == 0 < unlabelled["soft"]
+    with pytest.raises(ValueError, match=r"pass hard=CrossEntropy\(\)"):
+        Distillation(teacher)(student, CLASS)

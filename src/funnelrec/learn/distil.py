@@ -1,6 +1,7 @@
-"""Distillation: a small ranker learns from the probabilities of a large one, or of several, as well as from labels.
+"""Distillation: a small model learns from the probabilities of a large one, or of several, as well as from labels.
 
-    loss = Distillation(teacher, temperature=2.0, soft=0.9)
+    loss = Distillation(teacher, temperature=2.0, soft=0.9)                          # rankers
+    loss = Distillation(teacher, temperature=2.0, soft=0.9, hard=CrossEntropy())     # classifiers
     fit(student, batches, loss, epochs=10)
 
 Hinton, Vinyals, Dean. Distilling the knowledge in a neural network. 2015. arXiv:1503.02531, for one logit:
@@ -13,7 +14,10 @@ At T = 1, where to begin with clicks, the teacher's probability is a label witho
 a cross-entropy against the mixture (1 − a) y + a q. A student copies the teacher's calibration: calibrate that first.
 Several teachers are averaged as probabilities: a mean of logits would be surer than their average is.
 
-Rows without a label (NaN) learn from the teacher alone: there are usually many more rows than labels.
+For the logits of classes, q = softmax(t / T) and L_soft = T² · KL(q ‖ softmax(s / T)), the mean over the rows and not,
+as `nn.KLDivLoss` has it when nothing else is said, over rows and classes.
+
+Rows without a label (NaN, for classes -1) learn from the teacher alone: there are usually many more rows than labels.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ from torch import Tensor, nn
 from funnelrec.core.batch import Batch
 from funnelrec.learn.losses import BCE, Loss
 
-__all__ = ["Distillation", "bernoulli_kl"]
+__all__ = ["Distillation", "bernoulli_kl", "softmax_kl"]
 
 
 def bernoulli_kl(
@@ -44,12 +48,22 @@ def bernoulli_kl(
     return divergence
 
 
+def softmax_kl(
+    logits: Float[Tensor, "B K"], target: Float[Tensor, "B K"], temperature: float = 1.0
+) -> Float[Tensor, "B"]:
+    """T² · KL(target ‖ softmax(logits / T)) of each row; `target` holds the probabilities of K classes."""
+    surprise = -(logits / temperature).log_softmax(1)  # (B, K)
+    divergence: Tensor = temperature**2 * (target * surprise - torch.special.entr(target)).sum(1)
+    return divergence
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Distillation:
-    """(1 − soft) · hard loss + soft · T² · KL to the teachers' probabilities, a loss for `fit` and any Ranker.
+    """(1 − soft) · hard loss + soft · T² · KL to the teachers' probabilities, a loss for `fit` and any Ranker or
+    classifier.
 
-    teacher: a trained ranker, or several; kept in eval mode, never given a gradient, on the device of the batches. It
-    reads the same batch as the student and may read more of it (a history, say).
+    teacher: a trained model of the student's kind, or several; kept in eval mode, never given a gradient, on the device
+    of the batches. It reads the same batch as the student and may read more of it (a history, say).
     temperature: T. soft: a in [0, 1], the share of the soft loss. hard: the loss of the labels, any that asks the model
     for nothing but its logits. Where a batch has weights, both losses are weighted.
     """
@@ -86,22 +100,26 @@ class Distillation:
         if any(model is teacher for teacher in self.teachers):
             raise ValueError("a model cannot be its own teacher: it would learn nothing; pass another as teacher")
         logits = model(batch)
+        if logits.dim() == 2 and self.soft < 1 and isinstance(self.hard, BCE):
+            raise ValueError("the labels of a classifier are class numbers, not BCE's: pass hard=CrossEntropy()")
         parts = {}
         if self.soft < 1:
             parts["hard"] = self._hard(logits, batch)
         if self.soft > 0:
-            each = bernoulli_kl(logits.float(), self.targets(batch), self.temperature)  # (B,)
+            divergence = softmax_kl if logits.dim() == 2 else bernoulli_kl
+            each = divergence(logits.float(), self.targets(batch), self.temperature)  # (B,)
             parts["soft"] = _mean(each, batch)
         return parts
 
     @torch.no_grad()
-    def targets(self, batch: Batch) -> Float[Tensor, "B"]:
+    def targets(self, batch: Batch) -> Float[Tensor, "B *K"]:
         """The teachers' mean probability at the temperature, a constant."""
         total: Tensor | None = None
         for teacher in self.teachers:
             if any(module.training for module in teacher.modules()):
                 teacher.eval()
-            one = torch.sigmoid(teacher(batch).float() / self.temperature)
+            answer = teacher(batch).float() / self.temperature
+            one = answer.softmax(1) if answer.dim() == 2 else answer.sigmoid()
             total = one if total is None else total + one
         assert total is not None
         return total / len(self.teachers)
