@@ -28,6 +28,7 @@ COUNTS = {"encode/text/count_model"}  # made from a text at once, has no configu
 CLASSES: dict[str, type[Any]] = {name: zoo.load(name) for name in zoo.names()}
 NEEDS_ITEMS = {n for n, cls in CLASSES.items() if {"reads_history", "needs_items"} & set(dir(cls))}
 RANKERS = [n for n in CLASSES if n.startswith("rank/")]
+READING_ALL = set(RANKERS) - CONTENT_ALONE
 MATCHERS = [n for n in CLASSES if n.startswith("match/")]
 VECTORS = [n for n in MATCHERS if c.contract_of(CLASSES[n]) == "vectors"]
 ANSWERING = [n for n in MATCHERS if n not in VECTORS]

@@ -118,6 +118,7 @@ class MMRec(nn.Module):
     and saved with the weights.
     """
 
+    reads_history = True
     titles: Tensor
     regions: Tensor
     places: Tensor
