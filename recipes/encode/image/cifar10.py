@@ -6,7 +6,8 @@ Expected: the bands of SETTINGS; the measured table is docs/images.md
 
 The 5,000 pictures are drawn with seed 0, equally many of each class; nothing is chosen on them: the last epoch counts.
 Training: AdamW, the rate up over a fifth of the steps and down as a cosine, shifts of up to 4 pixels and mirroring,
-labels smoothed by 0.1, bfloat16 arithmetic on channels-last tensors. A finished run is not repeated. The files are
+labels smoothed by 0.1, bfloat16 arithmetic on channels-last tensors. A finished run is not repeated, a stopped one
+goes on. The files are
 JPEG of quality 75, so figures lie below those published for the original pictures.
 """
 
@@ -49,31 +50,33 @@ class Setting:
 
 SMALL = {"num_classes": 10, "stem": "cifar"}
 SETTINGS = {
-    "resnet": Setting("resnet", {**SMALL, "depth": 18, "width": 24}, 14, 0.85, label="ResNet-18, width 24"),
+    "resnet": Setting("resnet", {**SMALL, "depth": 18, "width": 16}, 12, 0.85, label="ResNet-18, width 16"),
     "vgg": Setting(
-        "vgg", {**SMALL, "width": 24, "hidden": 128, "dropout": 0.2, "batch_norm": True}, 12, 0.80,
-        label="VGG-16, width 24, batch norm",
+        "vgg", {**SMALL, "width": 16, "hidden": 128, "dropout": 0.2, "batch_norm": True}, 12, 0.80,
+        label="VGG-16, width 16, batch norm",
     ),
-    "densenet": Setting("densenet", {**SMALL, "layers": (4, 4, 4), "growth": 12}, 8, 0.75, label="DenseNet-BC, k = 12"),
+    "densenet": Setting("densenet", {**SMALL, "layers": (4, 4, 4), "growth": 12}, 6, 0.70, label="DenseNet-BC, k = 12"),
     "alexnet": Setting(
         "alexnet", {**SMALL, "width": 24, "hidden": 256, "dropout": 0.2}, 10, 0.70, 2e-3, "AlexNet, width 24"
     ),
     "lenet": Setting("lenet", {"in_channels": 3, "num_classes": 10}, 10, 0.50, 2e-3, "LeNet-5"),
 }  # fmt: skip
-HOW = Training(batch_size=256, weight_decay=0.05, label_smoothing=0.1, augment=Augment(crop=4, flip=True))
+HOW = Training(batch_size=128, weight_decay=0.05, label_smoothing=0.1, augment=Augment(crop=4, flip=True))
 
 
 def split(labels: Tensor, test_per_class: int = 500) -> tuple[Tensor, Tensor]:
     """Rows to train and to test on, equally many of each class among the latter, drawn with seed 0."""
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(labels), generator=generator)
-    test = torch.cat([order[labels[order] == k][:test_per_class] for k in labels.unique()])
+    test = torch.cat([order[labels[order] == k][:test_per_class] for k in torch.unique(labels)])
     train_rows = torch.ones(len(labels), dtype=torch.bool).index_fill(0, test, False)
     return torch.nonzero(train_rows).squeeze(1), test.sort().values
 
 
-def run(name: str, images: Images, *, seed: int = 0, progress: bool = False) -> dict[str, Any]:
-    """Train one network and test it; `model` of the result is the classifier."""
+def run(
+    name: str, images: Images, *, seed: int = 0, folder: Path | None = None, progress: bool = False
+) -> dict[str, Any]:
+    """Train one network and test it; `model` of the result is the classifier. A stopped run goes on from `folder`."""
     setting = SETTINGS[name]
     rows, test = split(images.labels)
     with torch.random.fork_rng():
@@ -82,7 +85,7 @@ def run(name: str, images: Images, *, seed: int = 0, progress: bool = False) -> 
     model = Classifier(network, *pixel_statistics(images.pixels))
     started = time.process_time()
     how = replace(HOW, epochs=setting.epochs, lr=setting.lr, seed=seed, progress=progress)
-    result = train(model, images, rows, how)
+    result = train(model, images, rows, how, folder=folder)
     hits = (predict(model, images, test, bf16=True).argmax(1) == images.labels[test]).double().numpy()
     interval = bootstrap_interval(np.asarray(hits))
     return {
@@ -135,7 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
         if any(row["name"] == name and row["seed"] == options.seed for row in rows):
             continue
-        row = run(name, images, seed=options.seed, progress=sys.stderr.isatty())
+        folder = options.out / f"{name}.{options.seed}"
+        row = run(name, images, seed=options.seed, folder=folder, progress=sys.stderr.isatty())
         model = row.pop("model")
         save_file(model.network.state_dict(), options.out / f"{name}.{options.seed}.safetensors")
         file.write_text(json.dumps([*rows, row], indent=1) + "\n", encoding="utf-8")

@@ -58,14 +58,17 @@ class Setting:
 SMALL = {"width": 64, "capsule_types": 8}
 SETTINGS = {
     "lenet": Setting("LeNet-5", {}, 12, 3e-3, 0.990),
-    "capsnet": Setting("CapsNet, small, 3 iterations", SMALL, 10, 2e-3, 0.990),
-    "capsnet_1": Setting("CapsNet, small, 1 iteration", {**SMALL, "iterations": 1}, 10, 2e-3, 0.990),
+    "capsnet": Setting("CapsNet, small, 3 iterations", SMALL, 8, 2e-3, 0.990),
+    "capsnet_1": Setting("CapsNet, small, 1 iteration", {**SMALL, "iterations": 1}, 8, 2e-3, 0.990),
     "capsnet_full": Setting("CapsNet, full, 3 iterations", {}, 30, 1e-3, 0.995),
 }
 
 
-def run(name: str, images: Images, *, seed: int = 0, progress: bool = False) -> tuple[dict[str, Any], Any, np.ndarray]:
-    """Train one network; its row of the table, the network, and its test logits or lengths."""
+def run(
+    name: str, images: Images, *, seed: int = 0, folder: Path | None = None, progress: bool = False
+) -> tuple[dict[str, Any], Any, np.ndarray]:
+    """Train one network; its row of the table, the network, and its test logits or lengths. A stopped run goes on
+    from `folder`."""
     setting = SETTINGS[name]
     rows, test = images.rows(0), images.rows(2)
     started = time.process_time()
@@ -76,7 +79,7 @@ def run(name: str, images: Images, *, seed: int = 0, progress: bool = False) -> 
     if name == "lenet":
         model = Classifier(model, *pixel_statistics(images.pixels))
         how = Training(setting.epochs, setting.lr, augment=SHIFT, bf16=False, seed=seed, progress=progress)
-        minutes = train(model, images, rows, how).seconds / 60
+        minutes = train(model, images, rows, how, folder=folder).seconds / 60
         scores = predict(model, images, test)
     else:
         batches = Batches(ImageExamples(images, rows, augment=SHIFT), 128, shuffle=True, seed=seed, drop_last=True)
@@ -85,7 +88,7 @@ def run(name: str, images: Images, *, seed: int = 0, progress: bool = False) -> 
         minutes = (
             fit(
                 model, batches, MarginLoss(), epochs=setting.epochs, lr=setting.lr, schedule=schedule, bf16=True,
-                seed=seed, progress=progress,
+                folder=folder, seed=seed, progress=progress,
             ).seconds
             / 60
         )  # fmt: skip
@@ -207,7 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
             if any(row["name"] == name and row["seed"] == seed for row in rows):
                 continue
-            row, model, scores = run(name, images, seed=seed, progress=sys.stderr.isatty())
+            folder = options.out / f"{name}.{seed}"
+            row, model, scores = run(name, images, seed=seed, folder=folder, progress=sys.stderr.isatty())
             np.save(options.out / f"{name}.{seed}.npy", scores)
             if name in ("capsnet", "capsnet_full") and seed == options.seeds[0] and plots.installed():
                 draw(model, images, scores, options.out)

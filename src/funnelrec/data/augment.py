@@ -68,7 +68,7 @@ def jitter(
 
 def affine(
     pictures: UInt8[Tensor, "B C H W"],
-    degrees: float,
+    degrees: int | float,
     zoom: tuple[float, float],
     shift: float,
     generator: torch.Generator,
@@ -93,7 +93,7 @@ class Augment:
     `jitter`.
     """
 
-    degrees: float = 0.0
+    degrees: int | float = 0.0
     zoom: tuple[float, float] = (1.0, 1.0)
     shift: float = 0.0
     crop: int = 0

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from funnelrec.core.batch import Batch
 
-__all__ = ["FAULTS", "Action", "Fault", "ImageError", "ImageExamples", "Images", "actions", "decode"]
+__all__ = ["FAULTS", "Action", "Fault", "ImageError", "ImageExamples", "Images", "actions", "decode", "split_rows"]
 
 Action = Literal["skip", "refuse", "use"]
 FAULTS = ("empty", "corrupt", "huge", "animated", "cmyk", "deep")
@@ -287,3 +287,54 @@ class ImageExamples:
             seen = pixels if self.augment is None or generator is None else self.augment(pixels, generator)
             tensors["image" if view == 0 else f"image{view + 1}"] = seen
         return Batch(**tensors)
+
+
+def split_rows(
+    images: Images, *, valid: float = 0.1, test: float = 0.2, seed: int = 0
+) -> tuple[Int[Tensor, "a"], Int[Tensor, "b"], Int[Tensor, "c"]]:
+    """Rows to train, to validate and to test on; only labelled ones.
+
+    The published parts where there are any (a validation part is cut from training when there is none). Else by chance:
+    all pictures of a `group` (a patient) go to one part, or, without groups, each class is divided in the same shares.
+    Raises ValueError when a part would be empty.
+    """
+    if not (0 < valid < 1 and 0 < test < 1 and valid + test < 1):
+        raise ValueError(f"valid and test are shares that leave something to train on, received {valid} and {test}")
+    known = images.labels >= 0
+    if images.part is not None:
+        train_rows, valid_rows, test_rows = (torch.nonzero(known & (images.part == p)).squeeze(1) for p in range(3))
+        if not len(valid_rows):
+            chosen = _drawn(images, train_rows, [valid], seed) == 1
+            train_rows, valid_rows = train_rows[~chosen], train_rows[chosen]
+    else:
+        rows = torch.nonzero(known).squeeze(1)
+        part = _drawn(images, rows, [valid, test], seed)
+        train_rows, valid_rows, test_rows = (rows[part == p] for p in range(3))
+    for name, rows in (("train", train_rows), ("validate", valid_rows), ("test", test_rows)):
+        if not len(rows):
+            raise ValueError(f"no picture is left to {name} on; there are {int(known.sum())} labelled ones, bring more")
+    return train_rows, valid_rows, test_rows
+
+
+def _drawn(images: Images, rows: Tensor, shares: list[float], seed: int) -> Tensor:
+    """Part 0, 1, … of each row; parts 1, 2, … hold about `shares` of the rows."""
+    generator = torch.Generator().manual_seed(seed)
+    part = torch.zeros(len(rows), dtype=torch.int64)
+    if images.group is not None:
+        _, which, size = torch.unique(images.group[rows], return_inverse=True, return_counts=True)
+        order = torch.randperm(len(size), generator=generator)
+        before = size[order].cumsum(0) - size[order]  # rows of the groups drawn so far
+        of_group = torch.zeros(len(size), dtype=torch.int64)
+        of_group[order] = _cut(before, shares, len(rows))
+        return of_group[which]
+    for label in torch.unique(images.labels[rows]):
+        own = torch.nonzero(images.labels[rows] == label).squeeze(1)
+        order = own[torch.randperm(len(own), generator=generator)]
+        part[order] = _cut(torch.arange(len(own)), shares, len(own))
+    return part
+
+
+def _cut(position: Tensor, shares: list[float], total: int) -> Tensor:
+    """Which part a position falls into when the last places are kept for part 0."""
+    edges = (torch.tensor(shares).cumsum(0) * total).round()
+    return (torch.searchsorted(edges, position.float(), right=True) + 1) % (len(shares) + 1)
