@@ -14,12 +14,14 @@ from funnelrec.data.split import LeaveLastOut
 from funnelrec.data.tables import Tables
 from funnelrec.learn.losses import FullSoftmax, SampledSoftmax
 from funnelrec.match.sasrec import SASRec
+from funnelrec.serve.funnel import Funnel
 from funnelrec.workflow import (
     Choice,
     Training,
     evaluate_matchers,
     evaluate_rankers,
     holds_impressions,
+    item_places,
     match_loss,
     train_matcher,
     train_ranker,
@@ -152,3 +154,20 @@ def test_a_run_goes_on_where_it_was(dataset: Dataset, tmp_path: Path) -> None:
     again, result = train_matcher(dataset, choice, training, tmp_path)
     assert result is not None
     assert all(torch.equal(x, y) for x, y in zip(first.parameters(), again.parameters(), strict=True))
+
+
+def test_a_map_has_a_place_for_what_training_saw(dataset: Dataset) -> None:
+    matcher, _ = train_matcher(dataset, Choice("match/sasrec"), Training(epochs=1, max_len=10, progress=False))
+    funnel = Funnel.build(dataset, matcher=matcher, max_len=10)
+    places = item_places(funnel, dataset)
+    assert places is not None
+    assert places.shape == (dataset.spec.num_items, 2)
+    seen = torch.from_numpy(dataset.train_item_counts > 0)
+    assert not seen[:2].any()
+    assert torch.equal(places.isfinite().all(1), seen)
+    assert float(places[seen].abs().max()) <= 1.0
+
+
+def test_a_matcher_without_vectors_has_no_map(dataset: Dataset) -> None:
+    matcher, _ = train_matcher(dataset, Choice("match/popularity"), Training())
+    assert item_places(Funnel.build(dataset, matcher=matcher), dataset) is None

@@ -22,17 +22,21 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from funnelrec import zoo
 from funnelrec.core.batch import Batch
 from funnelrec.core.contracts import Reranker, VectorMatcher
 from funnelrec.core.nn.embedding import Table
+from funnelrec.core.shapes import FIRST_KNOWN
 from funnelrec.data.batches import Batches
 from funnelrec.data.dataset import Dataset
 from funnelrec.data.examples import Impressions, NextItem, Queries
 from funnelrec.data.split import Part
+from funnelrec.evaluate.maps import item_map
 from funnelrec.evaluate.protocol import MatchResult, RankResult, evaluate_matcher, evaluate_ranker
+from funnelrec.evaluate.significance import bootstrap_interval
 from funnelrec.learn.fit import FitResult, fit
 from funnelrec.learn.losses import BCE, FullSoftmax, Loss, SampledSoftmax
 from funnelrec.learn.samplers import Popularity
@@ -380,3 +384,36 @@ def evaluate_stages(
         )
         for name, pipeline in pipelines.items()
     }
+
+
+def stage_figures(stages: Mapping[str, MatchResult]) -> dict[str, dict[str, Any]]:
+    """What the artifact tells of each stage: its means, `users`, and the 95 % `intervals` of recall and NDCG."""
+    return {
+        name: {
+            **result.means,
+            "users": int(result.user.size),
+            "intervals": {
+                metric: [interval.low, interval.high]
+                for metric, values in result.metrics.items()
+                if metric.startswith(("recall@", "ndcg@"))
+                for interval in [bootstrap_interval(values)]
+            },
+        }
+        for name, result in stages.items()
+    }
+
+
+def item_places(funnel: Funnel, dataset: Dataset, *, seed: int = 0) -> Float[Tensor, "N 2"] | None:
+    """Where the items lie on a map by t-SNE of the matcher's vectors, for `Funnel.item_map`.
+
+    NaN for the rows without an item and for items that training never saw: their vectors mean nothing yet. None for a
+    matcher without vectors.
+    """
+    vectors = funnel.pipeline.vectors
+    known = torch.from_numpy(dataset.train_item_counts > 0) & vectors.any(dim=1)
+    known[:FIRST_KNOWN] = False
+    if not known.any():
+        return None
+    places = torch.full((len(vectors), 2), torch.nan)
+    places[known] = torch.from_numpy(item_map(vectors[known].numpy(), seed=seed))
+    return places

@@ -25,7 +25,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     world.tables.events.write_csv(folder / "events.csv")
     world.tables.items.write_csv(folder / "items.csv")
     words = f"fit {folder}/events.csv --items {folder}/items.csv -o {folder}/shop.funnel"
-    words += " --match sasrec(max_len=20),item_cf --rank deepfm --epochs 2 --no-progress --diversity-field style"
+    words += " --match sasrec(max_len=20),item_cf --rank deepfm --epochs 2 --no-progress --diversity-field style --map"
     assert run(words.split()) == 0
     return folder
 
@@ -44,7 +44,11 @@ def test_fit_writes_a_funnel_and_a_report(shop: Path) -> None:
         assert name in report
     assert "±" in report
     funnel = Funnel.load(shop / "shop.funnel")
-    assert funnel.metrics["match → rank → rerank"]["ndcg@10"] >= 0
+    measured = funnel.metrics["match → rank → rerank"]
+    low, high = measured["intervals"]["ndcg@10"]
+    assert 0 <= low <= measured["ndcg@10"] <= high
+    assert measured["users"] > 0
+    assert (funnel.item_map is None) == (funnel.pipeline.vectors.shape[1] == 0)  # whichever matcher was the better one
 
 
 def test_recommend_for_a_user_and_for_a_stranger(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,6 +96,7 @@ def fit(
     max_len: Annotated[int, typer.Option(min=1, help="Longest history that is read.")] = 50,
     candidates: Annotated[int, typer.Option(min=1, help="Items that match hands to rank.")] = 500,
     seed: int = 0,
+    item_map: Annotated[bool, typer.Option("--map", help="Lay the items out for the map of the page.")] = False,
     max_bad_rows: BadRows = 0,
     progress: Progress = True,
     resume: Annotated[bool, typer.Option(help="Go on with the training that the folder holds, or begin anew.")] = True,
@@ -114,7 +115,14 @@ def fit(
         progress=progress,
         resume=resume,
     )
-    plan = Plan.parse(match=match, rank=rank, rerank=rerank, diversity_field=diversity_field, candidates=candidates)
+    plan = Plan.parse(
+        match=match,
+        rank=rank,
+        rerank=rerank,
+        diversity_field=diversity_field,
+        candidates=candidates,
+        item_map=item_map,
+    )
     tables = _load(events, items, users, schema, max_bad_rows)
     fit_funnel(tables, out, plan, training, split=split)
 
@@ -251,6 +259,41 @@ def export(
 
     for graph in run_export(Funnel.load(folder), out):
         show.line(f"{out / graph.file}: largest difference to torch {graph.difference:.1e} of the largest value")
+
+
+@app.command()
+def serve(
+    folder: Annotated[Path, typer.Argument(help="A funnel.")],
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    token_env: Annotated[str | None, typer.Option(help="The variable that holds the bearer token to ask for.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Other hosts may come without a token.")] = False,
+    allow_host: Annotated[list[str] | None, typer.Option(help="A name it goes by; may be repeated.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Questions answered at a time; the cores.")] = None,
+    queue: Annotated[int, typer.Option(min=0, help="Questions that wait; more are told to come back.")] = 16,
+    deadline_ms: Annotated[int, typer.Option(min=1, help="Of a question that names none.")] = 1000,
+    spool: Annotated[Path | None, typer.Option(help="The file that events are appended to.")] = None,
+    allow_reload: Annotated[bool, typer.Option("--allow-reload", help="Open POST /v1/models/reload.")] = False,
+    watch: Annotated[float, typer.Option(min=0, help="Reload when the folder changes; look so often, in seconds.")] = 0,
+    drain: Annotated[float, typer.Option(min=0, help="Seconds to go on after SIGTERM before closing.")] = 5,
+) -> None:
+    """Answer over HTTP, with a page to look at it: recommend, rank, similar, events, metrics."""
+    from funnelrec.cli.serve import serve_folder
+
+    serve_folder(
+        folder,
+        host=host,
+        port=port,
+        token_env=token_env,
+        insecure=insecure,
+        threads=threads,
+        allow_host=allow_host or [],
+        place={"watch_seconds": watch, "drain_seconds": drain},
+        queue=queue,
+        deadline_ms=deadline_ms,
+        spool=spool,
+        may_reload=allow_reload,
+    )
 
 
 @app.command()

@@ -30,6 +30,8 @@ from funnelrec.workflow import (
     evaluate_matchers,
     evaluate_rankers,
     evaluate_stages,
+    item_places,
+    stage_figures,
     train_matcher,
     train_ranker,
 )
@@ -79,7 +81,7 @@ class _Oracle:
 def run_demo(out: Path, *, seed: int, users: int, items: int, progress: bool) -> Funnel:
     """Build the world, train match and rank, compare them with baselines and truth, save the funnel at `out`."""
     began = time.monotonic()
-    world = simulate.load(seed=seed, users=users, items=items)
+    world = simulate.load(seed=seed, users=users, items=items, pictures=True)
     dataset = Dataset.build(world.tables, out / "work" / "dataset")
     show.line(
         f"a world of {users:,} people and {items:,} items: {len(dataset):,} impressions, "
@@ -107,7 +109,8 @@ def run_demo(out: Path, *, seed: int, users: int, items: int, progress: bool) ->
         item_attribute=dataset.item_attribute("category"),
     )
     show.report_table(report.stage_table(stages, oracle=oracle))
-    funnel.metrics = {name: result.means for name, result in stages.items()}
+    funnel.metrics = stage_figures(stages)
+    funnel.item_map = item_places(funnel, dataset, seed=seed)
     funnel.save(out)
     report.write(out / "report")
     _recommendations(world, funnel)

@@ -22,6 +22,8 @@ from funnelrec.workflow import (
     evaluate_matchers,
     evaluate_rankers,
     evaluate_stages,
+    item_places,
+    stage_figures,
     train_matcher,
     train_ranker,
 )
@@ -39,16 +41,26 @@ RANK_BASELINES = {"logistic_regression": Choice("rank/logistic_regression")}
 
 @dataclass(frozen=True)
 class Plan:
-    """Which models to train and how to join them."""
+    """Which models to train and how to join them. `item_map`: lay the items out for the page."""
 
     match: tuple[Choice, ...]
     rank: tuple[Choice, ...] = ()
     rerank: Choice | None = None
     diversity_field: str | None = None
     candidates: int = 500
+    item_map: bool = False
 
     @classmethod
-    def parse(cls, *, match: str, rank: str, rerank: str, diversity_field: str | None, candidates: int) -> Plan:
+    def parse(
+        cls,
+        *,
+        match: str,
+        rank: str,
+        rerank: str,
+        diversity_field: str | None,
+        candidates: int,
+        item_map: bool = False,
+    ) -> Plan:
         """From the words of the command line: names with commas between, or "none"."""
         matchers = _choices(match, "match")
         if not matchers:
@@ -56,7 +68,8 @@ class Plan:
         chosen = _choices(rerank, "rerank")
         if len(chosen) > 1:
             raise ValueError(f"a funnel has one reranker, received {rerank!r}")
-        return cls(matchers, _choices(rank, "rank"), chosen[0] if chosen else None, diversity_field, candidates)
+        reranker = chosen[0] if chosen else None
+        return cls(matchers, _choices(rank, "rank"), reranker, diversity_field, candidates, item_map)
 
 
 def _choices(text: str, stage: str) -> tuple[Choice, ...]:
@@ -133,7 +146,9 @@ def fit_funnel(tables: Tables, out: Path, plan: Plan, training: Training, *, spl
     )
     stages = evaluate_stages(funnel, dataset)
     show.report_table(report.stage_table(stages))
-    funnel.metrics = {name: result.means for name, result in stages.items()}
+    funnel.metrics = stage_figures(stages)
+    if plan.item_map:
+        funnel.item_map = item_places(funnel, dataset, seed=training.seed)
     funnel.save(out)
     path = report.write(out / "report")
     show.line(f"\n{funnel} in {out}; tables and pictures in {path}")
