@@ -1,12 +1,13 @@
 # make venv   one .venv with everything, CPU torch, no CUDA package
 # make demo   the whole funnel on the simulated world: train, compare with the oracle, recommend
+# make serve  the demo over HTTP, with its page, on http://127.0.0.1:8000
 # make test   every test that takes seconds          make slow   the bands on real data and the long fault runs
 # make check  ruff, types, import layers              make bench  speed and memory, as ratios in one run
 PYTHON ?= python3.11
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: venv demo test slow check bench format
+.PHONY: venv demo serve test slow check bench format
 
 venv: .venv/installed
 
@@ -22,6 +23,12 @@ venv: .venv/installed
 
 demo: venv
 	$(BIN)/funnelrec demo
+
+serve: venv demo.funnel/funnel.json
+	$(BIN)/funnelrec serve demo.funnel
+
+demo.funnel/funnel.json:
+	$(BIN)/funnelrec demo --out demo.funnel
 
 test: venv
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not slow'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict, deque
 from threading import Lock
 
@@ -17,7 +18,7 @@ class Recent:
     def __init__(self, each: int = EACH, everybody: int = ALL) -> None:
         self.each = each
         self.everybody = everybody
-        self._items: OrderedDict[str, deque[str]] = OrderedDict()
+        self._items: OrderedDict[str, deque[tuple[str, float]]] = OrderedDict()
         self._count = 0
         self._lock = Lock()
 
@@ -25,19 +26,29 @@ class Recent:
         """Items of all users."""
         return self._count
 
-    def add(self, user: int | str, item: int | str) -> None:
-        """The user did something with the item just now."""
+    def add(self, user: int | str, item: int | str, moment: float | None = None) -> None:
+        """The user did something with the item, at `moment` (seconds since 1970) or just now."""
         with self._lock:
             items = self._items.setdefault(str(user), deque(maxlen=self.each))
             self._count += len(items) < self.each
-            items.append(str(item))
+            items.append((str(item), time.time() if moment is None else moment))
             self._items.move_to_end(str(user))
             while self._count > self.everybody:
                 self._count -= len(self._items.popitem(last=False)[1])
 
     def of(self, user: int | str | None) -> tuple[str, ...]:
-        """Of one user; empty for a stranger and for None."""
+        """The items of one user; none for a stranger and for None."""
         if user is None or not self._items:
             return ()
         with self._lock:
-            return tuple(self._items.get(str(user), ()))
+            return tuple(item for item, _ in self._items.get(str(user), ()))
+
+    def since(self, moment: float) -> Recent:
+        """Only what happened at `moment` or later: the rest is in the data of a newer funnel."""
+        kept = Recent(self.each, self.everybody)
+        with self._lock:
+            for user, items in self._items.items():
+                for item, when in items:
+                    if when >= moment:
+                        kept.add(user, item, when)
+        return kept
