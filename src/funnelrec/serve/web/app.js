@@ -65,9 +65,22 @@ function facts(item) {
   return values.map(plain).join(" · ");
 }
 
+const pictures = new Map(); // item id -> data address, where a token keeps <img> from asking by itself
+
 function pictureOf(item) {
   if (!item.picture) return null;
-  return h("img", { class: "picture", src: `/v1/items/${encodeURIComponent(item.item_id)}/picture`, alt: "", width: 40, height: 40, loading: "lazy" });
+  const path = `/v1/items/${encodeURIComponent(item.item_id)}/picture`;
+  const image = h("img", { class: "picture", src: token ? pictures.get(item.item_id) : path, alt: "", width: 40, height: 40, loading: "lazy" });
+  if (token && !pictures.has(item.item_id)) fetchPicture(item.item_id, path, image);
+  return image;
+}
+
+async function fetchPicture(id, path, image) {
+  const answer = await fetch(path, { headers: { Authorization: `Bearer ${token}` } }).catch(() => null);
+  if (!answer?.ok) return;
+  const reader = new FileReader();
+  reader.addEventListener("load", () => { pictures.set(id, reader.result); image.src = reader.result; });
+  reader.readAsDataURL(await answer.blob());
 }
 const named = (item) => h("span", { class: "named" }, h("b", {}, nameOf(item)), h("span", {}, facts(item)));
 const badge = (interest) => { const b = h("span", { class: "number", title: `interest ${letter(interest)}` }, letter(interest)); b.style.background = `var(--i${interest % 8})`; return b; };
@@ -107,11 +120,9 @@ function complain(problem, again) {
     field.focus();
     return;
   }
-  const words = problem.status ? problem.message : `${problem.message}`;
-  const parts = [h("strong", {}, problem.title), h("span", {}, words === problem.title ? "" : words)];
+  const parts = [h("strong", {}, problem.title), h("span", {}, problem.message === problem.title ? "" : problem.message)];
   if (problem.wait) {
-    const left = h("span", {}, `Trying again in ${problem.wait} s.`);
-    parts.push(left);
+    parts.push(h("span", {}, `Trying again in ${problem.wait} s.`));
     complain.timer = setTimeout(again, problem.wait * 1000);
   }
   notice.replaceChildren(...parts, h("button", { type: "button", class: "small", onclick: again }, "Try again"));
