@@ -19,17 +19,16 @@ from typing import Any
 
 import torch
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from funnelrec.serve.app import Settings, Shop, create_app
 from funnelrec.serve.artifact import MANIFEST
 from funnelrec.serve.gate import LOOPBACK
 from funnelrec.serve.live import Live
 from funnelrec.serve.problems import ProblemError
+from funnelrec.serve.wire import guarded
 
 __all__ = ["Place", "serve"]
 
-MAX_HEADERS = 16 * 2**10
 SETTLE = 0.25  #: seconds between the last connection that is accepted and the closing of those that are idle
 log = logging.getLogger("funnelrec.serve")
 
@@ -62,7 +61,7 @@ def serve(folder: Path, settings: Settings, place: Place) -> None:
         app,
         host=place.host,
         port=place.port,
-        http=_guarded(shop, place),
+        http=guarded(shop.measure, place.connections, place.header_seconds),
         ws="none",
         log_config=None,
         access_log=False,
@@ -142,84 +141,6 @@ def _identity(folder: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino, found.st_mtime_ns
-
-
-def _guarded(shop: Shop, place: Place) -> type[HttpToolsProtocol]:
-    """The HTTP protocol with bounds: of connections, of the size of headers, and of the time they may take."""
-
-    class Guarded(HttpToolsProtocol):
-        _timer: asyncio.TimerHandle | None = None
-        _head = 0  # bytes of a request whose headers are not complete
-        _reading = True  # its headers
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._await_headers()
-            if len(self.connections) > place.connections:
-                self._refuse(503, b"too many connections", b"retry-after: 1\r\n")
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._stop_timer()
-            super().connection_lost(exc)
-
-        def data_received(self, data: bytes) -> None:
-            if self.transport.is_closing():
-                return
-            super().data_received(data)
-            if self._reading:
-                self._head += len(data)
-                if self._head > MAX_HEADERS:
-                    self._refuse(431, b"headers are longer than is read")
-
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._head, self._reading = 0, True
-            if self._timer is None:
-                self._await_headers()
-
-        def on_headers_complete(self) -> None:
-            self._stop_timer()
-            self._reading = False
-            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-            if size > MAX_HEADERS:
-                self._refuse(431, b"headers are longer than is read")
-            else:
-                super().on_headers_complete()
-
-        def on_body(self, body: bytes) -> None:
-            if self.cycle is not None:
-                super().on_body(body)
-
-        def on_message_complete(self) -> None:
-            if self.cycle is not None:
-                super().on_message_complete()
-
-        def send_400_response(self, msg: str) -> None:
-            shop.measure.invalid.inc()
-            if not self.transport.is_closing():
-                super().send_400_response(msg)
-
-        def _await_headers(self) -> None:
-            self._timer = self.loop.call_later(place.header_seconds, self._too_slow)
-
-        def _stop_timer(self) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-
-        def _too_slow(self) -> None:
-            self._refuse(408, b"headers did not arrive in time")
-
-        def _refuse(self, status: int, why: bytes, extra: bytes = b"") -> None:
-            self._stop_timer()
-            if self.transport.is_closing():
-                return
-            shop.measure.invalid.inc()
-            head = b"HTTP/1.1 %d \r\ncontent-type: text/plain\r\ncontent-length: %d\r\nconnection: close\r\n%s\r\n%s"
-            self.transport.write(head % (status, len(why), extra, why))
-            self.transport.close()
-
-    return Guarded
 
 
 def allowed_hosts(host: str, more: list[str]) -> frozenset[str] | None:
