@@ -141,14 +141,20 @@ class FullSoftmax:
     """Softmax over the whole catalogue; memory is bounded, time grows with the number of items.
 
     The model keeps its `spec`, which says how many item rows there are. Set `dense = True` on its item table.
+    `classes`: the item rows that may be targets, rising; absent, all. What nobody could take yet is no negative.
     """
 
     label_smoothing: float = 0.0
     temperature: float = 1.0
+    classes: Int[Tensor, "c"] | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __call__(self, model: Any, batch: Batch) -> Tensor:
         users, target = pairs(model, batch)
-        items = model.encode_items(torch.arange(_num_items(model), device=target.device))
+        rows = torch.arange(_num_items(model), device=target.device)
+        if self.classes is not None:
+            rows = torch.cat([rows[:FIRST_KNOWN], self.classes.to(target.device)])  # rows 0 and 1 are never classes
+            target = torch.searchsorted(rows, target)
+        items = model.encode_items(rows)
         return linear_cross_entropy(
             users, items, target, temperature=self.temperature, label_smoothing=self.label_smoothing
         )
@@ -605,7 +611,8 @@ def _exponentials_are_safe(users: Tensor, items: Tensor, bias: Tensor | None, ow
 def _hits(target: Tensor, negative_rows: Tensor) -> tuple[Tensor, Tensor] | None:
     """Where negatives equal a pair's own target: (pair, column) sorted by pair, or None when nowhere."""
     rows, column = negative_rows.sort(stable=True)
-    first, last = torch.searchsorted(rows, target), torch.searchsorted(rows, target, right=True)
+    wanted = target.contiguous()
+    first, last = torch.searchsorted(rows, wanted), torch.searchsorted(rows, wanted, right=True)
     many = last - first  # (P,)
     pair = torch.arange(len(target), device=target.device).repeat_interleave(many)
     if len(pair) == 0:
