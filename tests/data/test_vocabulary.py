@@ -178,3 +178,16 @@ def test_hash_saves_and_refuses() -> None:
         HashVocabulary.from_arrow(Vocabulary.fit(pl.Series([1])).to_arrow())
     with pytest.raises(ValueError, match="columns value and count, received x"):
         Vocabulary.from_arrow(pa.table({"x": [1]}))
+
+
+@pytest.mark.parametrize(
+    "values", [pl.Series([42, -7, 2**63 - 1, 0]), pl.Series(["42", "007", "x", "é"]), pl.Series([], dtype=pl.Int64)]
+)
+@given(
+    asked=st.lists(st.sampled_from(["42", "042", "-7", "-0", "0", "9223372036854775807", "x", "é", "007", "", "1e3"]))
+)
+def test_a_few_texts_are_looked_up_as_a_column_of_them_is(values: pl.Series, asked: list[str]) -> None:
+    """Also an integer beyond 64 bits."""
+    vocabulary, asked = Vocabulary.fit(values), [*asked, "9223372036854775808"]
+    expected = vocabulary.encode(pl.Series(asked, dtype=pl.String)).clip(min=1)
+    assert vocabulary.rows_of(asked) == expected.tolist()

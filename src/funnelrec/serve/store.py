@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +32,8 @@ from funnelrec.serve.request import RequestError
 __all__ = ["Store"]
 
 MAX_HISTORY = 200  #: slots; the longest history any stage reads
+FEW = 4_096  #: ids that are looked up one by one
+KEPT_FILTERS = 64
 FEATURES = ("user_ids", "user_numbers", "item_ids", "item_numbers")
 
 
@@ -97,9 +100,7 @@ class Store:
     # ------------------------------------------------------------------------------------------------ ids to rows
     def persons(self, users: Sequence[Any]) -> Int[Tensor, "B"]:
         """Rows of the histories; row 1, whose history is empty, for None and for strangers."""
-        wanted = pl.Series("user", [None if u is None else str(u) for u in users], dtype=pl.String)
-        rows = torch.tensor(self.people.encode(wanted), dtype=torch.int64)
-        return rows.masked_fill(rows < FIRST_KNOWN, UNKNOWN)
+        return torch.tensor(_rows(self.people, ["" if u is None else str(u) for u in users]), dtype=torch.int64)
 
     def user_rows(self, persons: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
         """Rows of the models' user tables; row 1 for whom training never saw."""
@@ -107,9 +108,8 @@ class Store:
 
     def item_rows(self, lists: Sequence[Sequence[Any]]) -> list[Int[Tensor, "n"]]:
         """The rows of the items of each list; row 1 for an item that is not in the catalogue."""
-        flat = pl.Series("item", [str(i) for ids in lists for i in ids], dtype=pl.String)
-        vocabulary = self.vocabularies[str(self.schema.item)]
-        rows = torch.tensor(vocabulary.encode(flat), dtype=torch.int64).clamp(min=UNKNOWN)
+        flat = [str(i) for ids in lists for i in ids]
+        rows = torch.tensor(_rows(self.vocabularies[str(self.schema.item)], flat), dtype=torch.int64)
         return list(torch.split(rows, [len(ids) for ids in lists]))
 
     def history_length(self, max_len: int) -> int:
@@ -143,6 +143,19 @@ class Store:
         """Items that have one of the values of every field; None without filters. Raises RequestError."""
         if not filters:
             return None
+        key = json.dumps(filters, sort_keys=True, default=str)
+        found = self._allowed.get(key)
+        if found is None:
+            if len(self._allowed) >= KEPT_FILTERS:
+                self._allowed.clear()
+            found = self._allowed[key] = self._find_allowed(filters)
+        return found
+
+    @cached_property
+    def _allowed(self) -> dict[str, Tensor]:
+        return {}  # of the filters asked for last: the same ones come again
+
+    def _find_allowed(self, filters: Mapping[str, Any]) -> Bool[Tensor, "N"]:
         allowed = torch.ones(self.spec.num_items, dtype=torch.bool)
         for field, values in filters.items():
             wanted = list(values) if isinstance(values, list | tuple | set) else [values]
@@ -162,6 +175,16 @@ class Store:
 
         What is not given is padding. Raises RequestError for a name that is no context field and for what is no number.
         """
+        if not any(contexts):
+            ids, numbers = self._no_context
+            return ids.expand(len(contexts), -1), numbers.expand(len(contexts), -1)
+        return self._encode_contexts(contexts)
+
+    @cached_property
+    def _no_context(self) -> tuple[Tensor, Tensor]:
+        return self._encode_contexts([{}])
+
+    def _encode_contexts(self, contexts: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
         names = {f.name for f in self.schema.context}
         unknown = next((name for c in contexts for name in c if name not in names), None)
         if unknown is not None:
@@ -241,6 +264,14 @@ class Store:
             now=manifest["now"],
             fingerprint=manifest["fingerprint"],
         )
+
+
+def _rows(vocabulary: Vocabulary | HashVocabulary, texts: list[str]) -> list[int]:
+    """Rows of ids as texts, 1 for what is not known. Few are looked up one by one, many in one join."""
+    if isinstance(vocabulary, Vocabulary) and len(texts) <= FEW:
+        return vocabulary.rows_of(texts)
+    rows = vocabulary.encode(pl.Series("id", texts, dtype=pl.String))
+    return [int(r) for r in np.maximum(rows, UNKNOWN)]
 
 
 def _word(value: Any, vocabulary: Vocabulary | HashVocabulary) -> str | None:

@@ -1,4 +1,4 @@
-"""Wire: HTTP on a connection, with bounds that uvicorn has not: of connections, of the size of headers and their time."""
+"""Wire: HTTP on a connection, with bounds that uvicorn lacks: of connections, of the size of headers, of their time."""
 
 from __future__ import annotations
 
