@@ -128,6 +128,41 @@ def fit(
 
 
 @app.command()
+def finetune(
+    source: Annotated[Path, typer.Argument(help="A folder of pictures a class, a CSV table, or a MedMNIST .npz.")],
+    out: Out,
+    encoder: Annotated[str, typer.Option(help="resnet18, densenet121, vgg16, alexnet, lenet …")] = "resnet18",
+    weights: Annotated[Path | None, typer.Option(help="A checkpoint of torchvision's or timm's, safetensors.")] = None,
+    frozen: Annotated[bool, typer.Option(help="Only the head learns.")] = False,
+    size: Annotated[int, typer.Option(min=8, help="Side to which pictures are scaled, in pixels.")] = 224,
+    width: Annotated[int | None, typer.Option(min=1, help="A narrower network.")] = None,
+    grey: Annotated[bool, typer.Option(help="One channel.")] = False,
+    patient: Annotated[str | None, typer.Option(help="CSV column; a patient's pictures stay in one part.")] = None,
+    label: Annotated[str, typer.Option(help="CSV column of the class.")] = "label",
+    image: Annotated[str, typer.Option(help="CSV column of the file.")] = "image",
+    part: Annotated[str | None, typer.Option(help="CSV column of train, val or test.")] = None,
+    bad: Annotated[str, typer.Option(help="Faulty files: skip, refuse, or use where they can be mended.")] = "skip",
+    flip: Annotated[bool, typer.Option(help="Mirrored pictures are as good.")] = False,
+    epochs: Annotated[int, typer.Option(min=1)] = 15,
+    batch_size: Annotated[int, typer.Option(min=2)] = 64,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3,
+    seed: int = 0,
+    progress: Progress = True,
+) -> None:
+    """Train a classifier of pictures, hold it against pictures it has not seen, and write it with its report."""
+    from funnelrec.cli.finetune import FineTuning, read_pictures, say
+    from funnelrec.cli.finetune import finetune as run_finetune
+
+    columns = {"patient": patient, "label": label, "image": image, "part": part}
+    images = read_pictures(source, size=size, grey=grey, bad=bad, to=out / "pixels", columns=columns)
+    how = FineTuning(
+        encoder=encoder, width=width, weights=weights, frozen=frozen, epochs=epochs, batch_size=batch_size, lr=lr,
+        flip=flip, seed=seed, progress=progress,
+    )  # fmt: skip
+    say(run_finetune(images, out, how), out)
+
+
+@app.command()
 def compare(
     events: Events,
     out: Out,

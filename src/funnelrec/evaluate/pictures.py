@@ -23,7 +23,7 @@ __all__ = ["confusion_matrix", "confusion_picture", "overlay", "tiles"]
 def tiles(
     title: str,
     subtitle: str,
-    rows: Sequence[tuple[str, UInt8[np.ndarray, "n H W *rgb"]]],
+    rows: Sequence[tuple[str, UInt8[np.ndarray, "..."]]],
     columns: Sequence[str] = (),
     inch: float = 0.5,
 ) -> Figure:

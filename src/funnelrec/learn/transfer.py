@@ -97,7 +97,7 @@ def train(
     if loss is None:
         weights = class_weights(images.labels[rows], len(images.classes), how.balance) if how.balance else None
         loss = CrossEntropy(label_smoothing=how.label_smoothing, class_weights=weights)
-    factors = {f"network.{part}": factor for part, factor in (how.lr_factors or {}).items()}
+    factors = {f"network.{part}": factor for part, factor in (how.lr_factors or {}).items() if part not in how.freeze}
     return fit(
         model,
         batches,

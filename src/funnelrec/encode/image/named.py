@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import nn
 
-__all__ = ["NAMES", "build"]
+from funnelrec.encode.image.classifier import Classifier
+
+__all__ = ["NAMES", "build", "load_classifier", "save_classifier"]
+
+WEIGHTS, FACTS = "model.safetensors", "encoder.json"
 
 _DENSE = {121: (6, 12, 24, 16), 169: (6, 12, 32, 32), 201: (6, 12, 48, 32)}
 NAMES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -40,3 +50,34 @@ def build(
             chosen["hidden"] = 64 * width  # 4,096 at the published width of 64
     made: nn.Module = getattr(importlib.import_module(f"funnelrec.encode.image.{file}"), kind)(**chosen)
     return made
+
+
+def save_classifier(folder: Path | str, model: Classifier, facts: Mapping[str, Any]) -> Path:
+    """Write model.safetensors and encoder.json; `facts` holds what `build` needs ("name", "size", "in_channels",
+    "num_classes", "width"), the classes, and what else is to be kept."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
+    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    text = json.dumps({"format": 1, **facts, "sha256": digest}, indent=1)
+    (folder / FACTS).write_text(text + "\n", encoding="utf-8")
+    return folder
+
+
+def load_classifier(folder: Path | str) -> tuple[Classifier, dict[str, Any]]:
+    """What `save_classifier` wrote, in eval mode, with its facts. Raises ValueError for a damaged folder."""
+    folder = Path(folder)
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        data = (folder / WEIGHTS).read_bytes()
+        if hashlib.sha256(data).hexdigest() != facts["sha256"]:
+            raise ValueError(f"{WEIGHTS} was changed after it was written")
+        arguments = {key: facts[key] for key in ("size", "in_channels", "num_classes", "width")}
+        network = build(facts["name"], **arguments)
+        channels = facts["in_channels"]
+        model = Classifier(network, [0.0] * channels, [1.0] * channels)
+        model.load_state_dict(load(data))
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{folder} holds no encoder: {error}; make it again with funnelrec finetune") from error
+    return model.eval(), facts
