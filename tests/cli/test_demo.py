@@ -23,5 +23,8 @@ def test_the_demo_holds_the_funnel_against_the_truth(tmp_path: Path, capsys: pyt
     gap = re.search(r"DIN's AUC is (-?\d\.\d+) below the oracle's", shown)
     assert gap is not None
     assert 0 < float(gap[1]) < 0.25, "nobody beats the oracle, and a trained model is not far from it"
-    assert len(Funnel.load(out).recommend(1, k=5).items) == 5
+    funnel = Funnel.load(out)
+    assert len(funnel.recommend(1, k=5).items) == 5
+    assert funnel.item_map is not None  # the page draws these two
+    assert funnel.store.picture(2) is not None
     assert (out / "report" / "match.png").is_file()
