@@ -1,9 +1,6 @@
-"""Item2Vec: the pairs, the step and the optimum of skip-gram with negative sampling; and what it recommends."""
+"""Item2Vec: what it recommends; how it is trained is tests/core/nn/test_skipgram.py."""
 
 from __future__ import annotations
-
-import math
-from collections import Counter
 
 import pytest
 import torch
@@ -13,7 +10,7 @@ from torch import Tensor
 from funnelrec.core.batch import Batch
 from funnelrec.core.schema import Spec
 from funnelrec.match import item2vec
-from funnelrec.match.item2vec import Item2Vec, _Pairs, _Tables
+from funnelrec.match.item2vec import Item2Vec
 
 ITEMS = 24
 SPEC = Spec(num_users=60, num_items=ITEMS)
@@ -21,111 +18,6 @@ SPEC = Spec(num_users=60, num_items=ITEMS)
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def counted(pairs: _Pairs) -> Counter[tuple[int, int]]:
-    found: Counter[tuple[int, int]] = Counter()
-    for item, context, _ in pairs.epoch():
-        found.update(zip(item.tolist(), context.tolist(), strict=True))
-    return found
-
-
-USERS, OWN = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 1, 2, 3, 4, 5])
-
-
-@pytest.mark.parametrize("block", [2**18, 1])
-def test_all_pairs_of_a_set_and_none_across_users(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(item2vec, "PAIRS_AT_ONCE", block)
-    pairs = _Pairs(USERS, OWN, 2, None, False, generator())
-    expected = {(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1), (3, 4), (4, 3)}
-    assert counted(pairs) == Counter(expected)
-    assert pairs.per_epoch() == len(expected)
-
-
-def test_a_window_over_a_sequence() -> None:
-    pairs = _Pairs(torch.zeros(4, dtype=torch.int64), torch.arange(4), 1, None, True, generator())
-    assert counted(pairs) == Counter({(0, 1), (1, 0), (1, 2), (2, 1), (2, 3), (3, 2)})
-    long = _Pairs(torch.zeros(3000, dtype=torch.int64), torch.arange(3000), 3, None, True, generator())
-    apart = Counter(abs(i - j) for i, j in counted(long))
-    # the radius is 1, 2 or 3: a neighbour d away is reached with probability 1, 2/3, 1/3
-    assert [apart[d] / 6000 for d in (1, 2, 3)] == pytest.approx([1, 2 / 3, 1 / 3], abs=0.03)
-    assert long.per_epoch() == pytest.approx(apart.total(), rel=0.03)
-
-
-def test_a_window_over_a_set_meets_every_pair_in_time() -> None:
-    pairs = _Pairs(torch.zeros(6, dtype=torch.int64), torch.arange(6), 1, None, False, generator())
-    found = sum((counted(pairs) for _ in range(3000)), Counter())
-    # 10 of the 30 pairs an epoch
-    assert len(found) == 30
-    assert all(n / 3000 == pytest.approx(1 / 3, abs=0.05) for n in found.values())
-
-
-def test_frequent_items_are_thinned_out_before_the_window_is_laid() -> None:
-    """One item is half of the events, a thousand others the rest. With t = .01: √.02 + .02 stay."""
-    item = torch.stack([torch.zeros(1000, dtype=torch.int64), torch.arange(1, 1001)], 1).flatten()
-    pairs = _Pairs(torch.zeros(2000, dtype=torch.int64), item, 1, 0.01, True, generator())
-    assert float(pairs.stays[0]) == pytest.approx(math.sqrt(0.02) + 0.02)
-    assert float(pairs.stays[1]) == 1
-    found = counted(pairs)
-    assert sum(n for (i, j), n in found.items() if i and j) > 1400, "the window reaches over what was left out"
-    assert pairs.per_epoch() == pytest.approx(found.total(), rel=0.05)
-
-
-def test_the_first_step_by_hand() -> None:
-    """Outputs are zero: every score is 0, the loss is (n + 1) log 2, the inputs stay and the outputs move along u."""
-    tables = _Tables(9, 4, generator())
-    assert float(tables.inputs.abs().max()) <= 0.5 / 4
-    before = tables.inputs.clone()
-    loss = tables.step(torch.tensor([2, 3]), torch.tensor([4, 5]), torch.tensor([[6, 7, 8], [6, 7, 8]]), 0.1)
-    assert loss == pytest.approx(4 * math.log(2))
-    assert torch.equal(tables.inputs, before)
-    u = before[2]
-    torch.testing.assert_close(tables.outputs[4], 0.1 * 0.5 * u / (0.1 + 0.25 * u.square().mean()).sqrt())
-    both = 0.5 * (before[2] + before[3])
-    torch.testing.assert_close(tables.outputs[6], -0.1 * both / (0.1 + both.square().mean()).sqrt())
-    assert not tables.outputs[:4].any()
-
-
-def test_a_step_is_adagrad_on_the_gradient_of_the_loss() -> None:
-    tables, size = _Tables(9, 4, generator()), 32
-    tables.inputs, tables.outputs = (torch.randn(9, 4, generator=generator(s)) for s in (1, 2))
-    item, context = (torch.randint(9, (size,), generator=generator(s)) for s in (3, 4))
-    negatives = torch.randint(9, (size, 5), generator=generator(5))  # some are the context itself
-    u, v = tables.inputs.clone().requires_grad_(), tables.outputs.clone().requires_grad_()
-    positive = (u[item] * v[context]).sum(1)
-    against = torch.einsum("bd,bnd->bn", u[item], v[negatives])
-    real = negatives != context.unsqueeze(1)
-    loss = -(F.logsigmoid(positive).sum() + (F.logsigmoid(-against) * real).sum())
-    loss.backward()
-    assert tables.step(item, context, negatives, 0.1) == pytest.approx(loss.item() / size, rel=1e-5)
-    for table, leaf in ((tables.inputs, u), (tables.outputs, v)):
-        scale = (0.1 + leaf.grad.square().mean(1, keepdim=True)).sqrt()
-        torch.testing.assert_close(table, leaf.detach() - 0.1 * leaf.grad / scale)
-
-
-def test_the_optimum_is_the_shifted_mutual_information() -> None:
-    """⟨u, v⟩ → log #(i, j) / (n q_j (#i - #(i, j))) where negatives equal to the context do not count."""
-    g = generator()
-    user = torch.arange(3000).repeat_interleave(3)
-    topic = torch.rand(3000, 1, generator=g)
-    item = (6 * (0.6 * torch.rand(3000, 3, generator=g) + 0.4 * topic)).long().flatten()
-    pairs = _Pairs(user, item, 2, None, False, g)
-    together = torch.zeros(6, 6)
-    for (i, j), n in counted(pairs).items():
-        together[i, j] += n
-    q = torch.bincount(item).double() / len(item)
-    tables, epochs = _Tables(6, 12, g), 40
-    for epoch in range(epochs):
-        for centre, context, _ in pairs.epoch():
-            for start in range(0, len(centre), 512):
-                c, o = centre[start : start + 512], context[start : start + 512]
-                negatives = torch.multinomial(q, 2 * len(c), replacement=True, generator=g).view(-1, 2)
-                tables.step(c, o, negatives, 0.3 * (1 - epoch / epochs))
-    expected = (together / (2 * q * (together.sum(1, keepdim=True) - together))).log()
-    often = together > 200
-    assert often.sum() > 12
-    got = tables.inputs @ tables.outputs.T
-    torch.testing.assert_close(got[often], expected[often].float(), atol=0.15, rtol=0)
 
 
 def cliques(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

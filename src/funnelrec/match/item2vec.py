@@ -4,10 +4,10 @@ Paper: Barkan, Koenigstein. Item2Vec: Neural Item Embedding for Collaborative Fi
        Skip-gram: Mikolov, Sutskever, Chen, Corrado, Dean. NIPS 2013. arXiv:1310.4546
 Idea:  a user's items are a sentence without an order; predict an item from another one of the same user.
 
-Eq. (1)-(2)  every item of a set is context to every other    _Pairs: a window over the set, shuffled each epoch
-Eq. (3)      log σ(u_iᵀ v_j) + Σ_k log σ(−u_iᵀ v_k)           _Tables.step
-             k drawn with probability ∝ count^¾               learn.samplers.Popularity, `alpha`
-Eq. (4)      an item stays with probability √(t/f) + t/f      _Pairs: drawn each epoch, `subsample` is t
+Eq. (1)-(2)  every item of a set is context to every other    skipgram.Pairs: a window over the set, shuffled each epoch
+Eq. (3)      log σ(u_iᵀ v_j) + Σ_k log σ(−u_iᵀ v_k)           skipgram.Tables.step
+             k drawn with probability ∝ count^¾               skipgram.Noise, `alpha`
+Eq. (4)      an item stays with probability √(t/f) + t/f      skipgram.Pairs: drawn each epoch, `subsample` is t
 Sec. 3       similarity is the cosine of the u_i              recommend, encode_items
 Differs:
 - A window over a fresh shuffle instead of all pairs: the same pairs in expectation, each user weighing by the number of
@@ -21,9 +21,6 @@ Differs:
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -32,102 +29,16 @@ from torch import Tensor, nn
 from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
 from funnelrec.core.interactions import Events, distinct_pairs
-from funnelrec.core.nn.embedding import sum_by_row
 from funnelrec.core.nn.items import any_known, newest_items
 from funnelrec.core.nn.pooling import masked_last, masked_mean
+from funnelrec.core.nn.skipgram import SkipGram
 from funnelrec.core.schema import Spec
 from funnelrec.core.shapes import FIRST_KNOWN
-from funnelrec.learn.samplers import Popularity
 from funnelrec.match.index.topk import top_rows
 
 __all__ = ["Item2Vec"]
 
-PAIRS_AT_ONCE = 2**18  #: pairs of an item and its context that are held, shuffled, at a time
-STEPS_AN_EPOCH = 100  #: at least, where the data allow batches of 32
-FIRST_SQUARE = 0.1  #: where Adagrad's sums start; from 0 the first step, of any gradient, would be one of size lr
 CELLS_AT_ONCE = 2**23  #: scores held at a time: users asking × items
-
-
-class _Pairs:
-    """The pairs (item, context) of an epoch. Events come ordered by user and time; items are numbered from 0."""
-
-    def __init__(
-        self,
-        user: Tensor,
-        item: Tensor,
-        window: int,
-        subsample: float | None,
-        ordered: bool,
-        generator: torch.Generator,
-    ) -> None:
-        self.user, self.item, self.window, self.ordered, self.generator = user, item, window, ordered, generator
-        share = torch.bincount(item).double() / len(item)
-        t = math.inf if subsample is None else subsample
-        self.stays = ((t / share).sqrt() + t / share).clamp(max=1)  # Eq. (4)
-
-    def per_epoch(self) -> float:
-        """How many there are, about."""
-        lengths = torch.bincount(self.user, weights=self.stays[self.item])
-        reach = (self.window + 1) / 2 if self.ordered else self.window
-        return float((lengths * torch.minimum(2 * torch.tensor(reach), (lengths - 1).clamp(min=0))).sum())
-
-    def epoch(self) -> Iterator[tuple[Tensor, Tensor, float]]:
-        """Blocks of (items, contexts, share of the epoch that is behind), users in a random order."""
-        kept = torch.rand(len(self.item), generator=self.generator, dtype=torch.float64) < self.stays[self.item]
-        user, item = self.user[kept], self.item[kept]
-        if not self.ordered:
-            shuffled = torch.randperm(len(user), generator=self.generator)
-            user, item = user[shuffled], item[shuffled]
-        place = torch.randperm(int(self.user.max()) + 1, generator=self.generator)[user]
-        place, order = place.sort(stable=True)
-        item = item[order]
-        offsets = torch.cat([torch.arange(-self.window, 0), torch.arange(1, self.window + 1)])  # (2w,)
-        size = max(1, PAIRS_AT_ONCE // (2 * self.window))
-        for start in range(0, len(item), size):
-            here = torch.arange(start, min(start + size, len(item)))
-            there = here.unsqueeze(1) + offsets
-            inside = (there >= 0) & (there < len(item))
-            there = there.clamp(0, len(item) - 1)
-            inside &= place[there] == place[here].unsqueeze(1)
-            if self.ordered:
-                radius = torch.randint(1, self.window + 1, (len(here), 1), generator=self.generator)
-                inside &= offsets.abs() <= radius
-            row, column = inside.nonzero(as_tuple=True)
-            mixed = torch.randperm(len(row), generator=self.generator)
-            row, column = row[mixed], column[mixed]
-            yield item[here[row]], item[there[row, column]], start / len(item)
-
-
-class _Tables:
-    """The two tables in training, rows numbered as the items of `_Pairs`."""
-
-    def __init__(self, count: int, dim: int, generator: torch.Generator) -> None:
-        self.inputs = (torch.rand(count, dim, generator=generator) - 0.5) / dim  # u
-        self.outputs = torch.zeros(count, dim)  # v
-        self._squares = torch.full((count,), FIRST_SQUARE), torch.full((count,), FIRST_SQUARE)
-
-    def step(self, item: Tensor, context: Tensor, negatives: Tensor, lr: float) -> float:
-        """One update by Eq. (3) of B pairs and their negatives [B, n]; the mean loss before it. A negative that is the
-        context itself does not count."""
-        rows = torch.cat([context.unsqueeze(1), negatives], dim=1)  # (B, 1 + n)
-        u, v = self.inputs[item], self.outputs[rows]  # (B, D), (B, 1 + n, D)
-        scores = torch.bmm(v, u.unsqueeze(2)).squeeze(2)  # (B, 1 + n)
-        scores[:, 0].neg_()
-        real = torch.ones_like(scores)
-        real[:, 1:] = negatives != context.unsqueeze(1)
-        loss = (F.softplus(scores) * real).sum() / len(item)
-        slope = torch.sigmoid(scores) * real
-        slope[:, 0].neg_()
-        self._update(0, item, torch.bmm(slope.unsqueeze(1), v).squeeze(1), lr)
-        self._update(1, rows.flatten(), (slope.unsqueeze(2) * u.unsqueeze(1)).flatten(0, 1), lr)
-        return float(loss)
-
-    def _update(self, which: int, rows: Tensor, gradients: Tensor, lr: float) -> None:
-        table, squares = (self.inputs, self.outputs)[which], self._squares[which]
-        rows, total = sum_by_row(rows, gradients)
-        seen = squares[rows] + total.square().mean(1)
-        squares[rows] = seen
-        table[rows] -= lr * total / seen.sqrt().unsqueeze(1)
 
 
 @keeps_config
@@ -194,24 +105,11 @@ class Item2Vec(nn.Module):
             return self
         known, item = item.unique(return_inverse=True)  # type: ignore[no-untyped-call]
         user = user.unique_consecutive(return_inverse=True)[1]  # type: ignore[no-untyped-call]
-        generator = torch.Generator().manual_seed(seed)
-        pairs = _Pairs(user, item, self.window, self.subsample, self.ordered, generator)
-        tables = _Tables(len(known), self.vectors.shape[1], generator)
-        # the samplers know rows 0 and 1 as no items
-        sampler = Popularity(torch.cat([known.new_zeros(FIRST_KNOWN), counts[known]]), self.alpha)
-        size = int(min(batch_size, max(32, pairs.per_epoch() / STEPS_AN_EPOCH)))
-        for epoch in range(epochs):
-            total, count = 0.0, 0
-            for centre, context, behind in pairs.epoch():
-                rate = lr * (1 - (epoch + behind) / epochs)
-                for start in range(0, len(centre), size):
-                    part = slice(start, start + size)
-                    drawn, _ = sampler.sample(len(centre[part]) * self.num_negatives, generator)
-                    negatives = drawn.view(-1, self.num_negatives) - FIRST_KNOWN
-                    total += tables.step(centre[part], context[part], negatives, rate) * len(negatives)
-                    count += len(negatives)
-            self.losses.append(total / max(count, 1))
-        self.vectors[known], self.contexts[known] = tables.inputs, tables.outputs
+        train = SkipGram(
+            embedding_dim=self.vectors.shape[1], window=self.window, num_negatives=self.num_negatives, alpha=self.alpha,
+            subsample=self.subsample, ordered=self.ordered, epochs=epochs, lr=lr, batch_size=batch_size, seed=seed,
+        )  # fmt: skip
+        self.vectors[known], self.contexts[known], self.losses = train(user, item)
         return self
 
     def encode_items(self, rows: Int[Tensor, "N"]) -> Float[Tensor, "N D"]:
