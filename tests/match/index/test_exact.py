@@ -39,9 +39,11 @@ def loop(
 
 
 @pytest.mark.parametrize("k", [1, 7, 58, 70])
-@pytest.mark.parametrize("at_once", [2**24, 1])
-def test_equals_a_loop(k: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exact, "SCORES_AT_ONCE", at_once)
+@pytest.mark.parametrize(("users", "items"), [(2**22, 2**14), (2**22, 7), (1, 2**14), (40, 13)])
+def test_equals_a_loop(k: int, users: int, items: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many users and items are looked at in one go."""
+    monkeypatch.setattr(exact, "SCORES_AT_ONCE", users)
+    monkeypatch.setattr(exact, "ITEMS_AT_ONCE", items)
     vectors, queries, valid = world()
     generator = torch.Generator().manual_seed(1)
     exclude = torch.randint(0, 60, (25, 9), generator=generator)
@@ -50,6 +52,15 @@ def test_equals_a_loop(k: int, at_once: int, monkeypatch: pytest.MonkeyPatch) ->
     for user, (items, values) in enumerate(loop(vectors, queries, valid, k, exclude, allowed)):
         assert rows[user].tolist() == items
         assert scores[user].tolist() == values
+
+
+def test_items_in_rising_order_of_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worst case of the bar: every item clears it."""
+    monkeypatch.setattr(exact, "ITEMS_AT_ONCE", 10)
+    vectors = torch.arange(60.0).unsqueeze(1)
+    rows, scores = ExactIndex(vectors).search(torch.ones(2, 1, 1), torch.ones(2, 1, dtype=torch.bool), 12)
+    assert rows.tolist() == [list(range(59, 47, -1))] * 2
+    assert torch.equal(scores, rows.float())
 
 
 def test_without_filters_every_known_item_comes_back_once() -> None:

@@ -1,6 +1,8 @@
-"""ExactIndex: maximum inner product search by one matrix product. Exact, needs no training, right up to ~200,000 items.
+"""ExactIndex: maximum inner product search over every item. Exact, needs no training, right up to ~200,000 items.
 
-Beyond that `FaissIndex` is faster; both give the same answers in the same order.
+Items are gone through in blocks for many users at once. From the second block on, a user's k-th best score so far is a
+bar that few items clear, so one comparison a score replaces sorting. Beyond that size `FaissIndex` is faster; both give
+the same answers in the same order.
 """
 
 from __future__ import annotations
@@ -10,11 +12,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from funnelrec.core.shapes import FIRST_KNOWN
-from funnelrec.match.index.topk import top_rows
+from funnelrec.match.index.topk import order_by_score, top_rows
 
 __all__ = ["ExactIndex"]
 
-SCORES_AT_ONCE = 2**24  #: scores alive at a time (64 MiB); more users than fit are answered in parts
+SCORES_AT_ONCE = 2**22  #: scores alive at a time (16 MiB); more users than fit are answered in parts
+ITEMS_AT_ONCE = 2**14  #: items of a block
 
 
 class ExactIndex:
@@ -44,27 +47,61 @@ class ExactIndex:
         count, interests, dim = queries.shape
         if dim != self.vectors.shape[1]:
             raise ValueError(f"queries are {dim} wide but item vectors {self.vectors.shape[1]}; use one model for both")
-        at_once = max(1, SCORES_AT_ONCE // (interests * len(self.vectors)))
+        users_at_once = max(1, SCORES_AT_ONCE // (interests * min(ITEMS_AT_ONCE, len(self.vectors))))
         parts = []
-        for start in range(0, count, at_once):
-            part = slice(start, start + at_once)
-            scores = self._scores(queries[part], valid[part])  # (b, N)
-            if allowed is not None:
-                scores.masked_fill_(~allowed, -torch.inf)
-            if exclude is not None:
-                scores.scatter_(1, exclude[part], -torch.inf)  # the filler 0 of `exclude` falls on row 0
-            scores[:, :FIRST_KNOWN] = -torch.inf
-            parts.append(top_rows(scores, k))
+        for start in range(0, count, users_at_once):
+            part = slice(start, start + users_at_once)
+            skipped = None if exclude is None else exclude[part]
+            parts.append(self._best(queries[part], valid[part], k, skipped, allowed))
         if not parts:
             return torch.zeros(0, k, dtype=torch.int64), torch.zeros(0, k)
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
-    def _scores(self, queries: Tensor, valid: Tensor) -> Float[Tensor, "b N"]:
+    def _best(
+        self, queries: Tensor, valid: Tensor, k: int, exclude: Tensor | None, allowed: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        rows, values = queries.new_zeros(0, dtype=torch.int64), queries.new_zeros(0)
+        for start in range(0, len(self.vectors), ITEMS_AT_ONCE):
+            block = slice(start, min(start + ITEMS_AT_ONCE, len(self.vectors)))
+            scores = self._scores(queries, valid, self.vectors[block])  # (b, n)
+            if allowed is not None:
+                scores.masked_fill_(~allowed[block], -torch.inf)
+            if exclude is not None:
+                user, place = ((exclude >= start) & (exclude < block.stop)).nonzero(as_tuple=True)
+                scores[user, exclude[user, place] - start] = -torch.inf
+            if start == 0:
+                scores[:, :FIRST_KNOWN] = -torch.inf
+                rows, values = top_rows(scores, k)
+            else:
+                found, better = _above(scores, values[:, -1:], k)
+                rows, values = order_by_score(torch.cat([rows, found + start], 1), torch.cat([values, better], 1))
+                rows, values = rows[:, :k], values[:, :k]
+        return rows.masked_fill(values == -torch.inf, 0), values
+
+    @staticmethod
+    def _scores(queries: Tensor, valid: Tensor, vectors: Tensor) -> Float[Tensor, "b n"]:
         count, interests, _ = queries.shape
-        scores = (queries.flatten(0, 1) @ self.vectors.T).view(count, interests, -1)  # (b, K, N)
+        scores = (queries.flatten(0, 1) @ vectors.T).view(count, interests, -1)  # (b, K, n)
         if not valid.all():
             scores = scores.masked_fill_(~valid.unsqueeze(2), -torch.inf)
         return scores[:, 0] if interests == 1 else scores.amax(1)
+
+
+def _above(
+    scores: Float[Tensor, "b n"], bar: Float[Tensor, "b 1"], k: int
+) -> tuple[Int[Tensor, "b m"], Float[Tensor, "b m"]]:
+    """The columns of each line whose score is above its bar, or the k best of them; -inf fills the rest. An item with
+    just the bar's score stands behind those that set it: their rows are lower."""
+    user, column = (scores > bar).nonzero(as_tuple=True)  # users rising
+    counts = torch.bincount(user, minlength=len(scores))
+    most = int(counts.max())
+    if most > k:
+        return top_rows(scores, k)
+    place = torch.arange(len(user)) - (counts.cumsum(0) - counts)[user]
+    columns = user.new_zeros(len(scores), most)
+    values = scores.new_full((len(scores), most), -torch.inf)
+    columns[user, place], values[user, place] = column, scores[user, column]
+    return columns, values
 
 
 def checked_vectors(vectors: Tensor) -> Float[Tensor, "N D"]:
