@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from funnelrec.core.batch import Batch
 from funnelrec.learn.checkpoint import load_weights, weights_of
 
-__all__ = ["KeepWeights", "NextToken", "average_weights", "token_scores"]
+__all__ = ["KeepWeights", "MaskedPairsLoss", "NextToken", "average_weights", "token_scores"]
 
 CHUNK = 256  #: states whose logits are alive at a time: they stay in the cache
 
@@ -33,12 +33,28 @@ class NextToken:
 
     def __call__(self, model: Any, batch: Batch) -> Tensor:
         states, tokens = model.token_states(batch)
-        total: Tensor = states.float().sum() * 0.0
-        for part, wanted in zip(states.split(CHUNK), tokens.split(CHUNK), strict=True):
-            total = total + F.cross_entropy(
-                model.logits(part).float(), wanted, reduction="sum", label_smoothing=self.label_smoothing
-            )
-        return total / max(1, len(tokens))
+        return _against_vocabulary(model, states, tokens, self.label_smoothing)
+
+
+@dataclass(frozen=True)
+class MaskedPairsLoss:
+    """Cross-entropy of the hidden tokens plus that of "B follows A" (`batch.follows`), each a mean, from one pass.
+
+    Source: Devlin et al. 2019, Section 3.1 and appendix A.2. Without the second part it is `NextToken()`.
+    """
+
+    def __call__(self, model: Any, batch: Batch) -> Tensor:
+        states, tokens, follows = model.both_states(batch)
+        return _against_vocabulary(model, states, tokens, 0.0) + F.cross_entropy(follows.float(), batch.follows)
+
+
+def _against_vocabulary(model: Any, states: Tensor, tokens: Tensor, smoothing: float) -> Tensor:
+    """The mean cross-entropy of `tokens`, a few states at a time."""
+    total: Tensor = states.float().sum() * 0.0
+    for part, wanted in zip(torch.split(states, CHUNK), torch.split(tokens, CHUNK), strict=True):
+        logits = model.logits(part).float()
+        total = total + F.cross_entropy(logits, wanted, reduction="sum", label_smoothing=smoothing)
+    return total / max(1, len(tokens))
 
 
 @torch.no_grad()
@@ -47,7 +63,7 @@ def token_scores(model: Any, batches: Iterable[Batch]) -> dict[str, float]:
     nll, right, count = 0.0, 0, 0
     for batch in batches:
         states, tokens = model.token_states(batch)
-        for part, wanted in zip(states.split(CHUNK), tokens.split(CHUNK), strict=True):
+        for part, wanted in zip(torch.split(states, CHUNK), torch.split(tokens, CHUNK), strict=True):
             logits = model.logits(part).float()
             nll += float(F.cross_entropy(logits, wanted, reduction="sum"))
             right += int((logits.argmax(1) == wanted).sum())
