@@ -131,6 +131,7 @@ const content = () => { clearTimeout(complain.timer); $("notice").hidden = true;
 
 // ---------------------------------------------------------------------------------------------------- the question
 let running = null;
+let told = ""; // what was done, to be read out together with what came of it
 let spinner = 0;
 
 function question() {
@@ -159,6 +160,8 @@ async function refresh() {
     if (state.only !== null && !(answer.interests ?? []).some((i) => i.interest === state.only)) state.only = null;
     setRange(answer);
     showAnswer();
+    say([told, answer.items.length ? `first of the list: ${nameOf(answer.items[0])}` : "no item is left"].filter(Boolean).join("; "));
+    told = "";
   } catch (error) {
     if (error.name === "AbortError" || running !== mine) return;
     if (!(error instanceof Problem)) throw error;
@@ -209,7 +212,7 @@ async function choose(user, { quiet = false } = {}) {
   Object.assign(state, { all: false, only: null, k: SHOWN });
   state.open.clear();
   showHistory();
-  if (!quiet) { say(`History of person ${user}, ${state.history.length} items`); await refresh(); }
+  if (!quiet) { told = `history of person ${user}, ${state.history.length} items`; await refresh(); }
 }
 
 function change(history, words) {
@@ -217,7 +220,7 @@ function change(history, words) {
   state.changed = true;
   state.only = null;
   showHistory();
-  say(words);
+  told = words;
   return refresh();
 }
 const add = (id) => change([...state.history.filter((i) => i !== id), id], `${nameOf(items.get(id) ?? { item_id: id })} added to the history`);
@@ -241,7 +244,7 @@ function showHistory() {
   const count = state.history.length;
   $("history-title").textContent = state.user === null ? "History" : `Person ${state.user}`;
   const stored = state.user !== null && !state.changed;
-  $("history-note").textContent = stored && state.length > count ? `newest ${count} of ${number.format(state.length)}`
+  $("history-note").textContent = stored && state.length > count ? `${count} of ${number.format(state.length)} items`
     : count ? `${number.format(count)} ${count === 1 ? "item" : "items"}${state.user !== null && state.changed ? ", changed" : ""}` : "";
   $("clear").hidden = count === 0 && state.user === null;
   const shown = [...state.history.entries()].reverse().slice(0, state.all ? undefined : HISTORY_SHOWN);
@@ -410,8 +413,15 @@ const REASONS = {
 
 function showReason(answer) {
   const line = $("reason");
-  line.hidden = !answer.fallback && !answer.degraded;
+  const alone = (answer.interests ?? []).find((i) => i.interest === state.only);
+  line.hidden = !answer.fallback && !answer.degraded && !alone;
   line.classList.toggle("degraded", Boolean(answer.degraded));
+  if (alone && !answer.degraded) {
+    const count = answer.items.filter((i) => i.interest === state.only).length;
+    line.replaceChildren(badge(state.only), ` Interest ${letter(state.only)} has ${count} of these ${answer.items.length} items; it brought ${number.format(alone.candidates)} candidates to be ranked. `,
+      h("button", { type: "button", class: "small", onclick: () => { state.only = null; showAnswer(); } }, "Show all"));
+    return;
+  }
   line.textContent = answer.degraded ? "There was no time to rank, so this is the order of retrieval. The next answer may be better." : REASONS[answer.fallback] ?? `Popular items: ${answer.fallback}.`;
 }
 
@@ -451,8 +461,7 @@ function row(item, place, answer) {
       h("span", { class: "facts" }, item.interest === null || item.interest === undefined ? null : badge(item.interest), facts(item))),
     answer.fallback || !item.places ? h("span") : way(item),
     h("button", { type: "button", class: "add", "data-part": "add", "aria-label": `Add to the history: ${nameOf(item)}`, title: "Add to the history", onclick: () => act(() => add(id)) }, "+"));
-  const element = h("li", { "data-id": id }, inside, open ? why(item, answer) : null);
-  if (state.only !== null && item.interest !== state.only) element.style.opacity = ".35";
+  const element = h("li", { "data-id": id, class: state.only !== null && item.interest !== state.only ? "dim" : "" }, inside, open ? why(item, answer) : null);
   hover(element, id);
   return element;
 }
@@ -483,7 +492,23 @@ function why(item, answer) {
   }
   const attributes = Object.entries(item.attributes ?? {}).filter(([, v]) => v !== null && String(v) !== "");
   if (attributes.length) parts.push(h("dl", {}, attributes.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, plain(value))))));
+  parts.push(like(item.item_id));
   return h("div", { class: "why" }, parts);
+}
+
+const likes = new Map(); // item id -> what is like it; [] where the matcher knows no such thing
+
+/** Items like an item, asked for when somebody wants to know; a click takes one into the history. */
+function like(id) {
+  const box = h("div", { class: "like" });
+  const fill = (found) => found.length && box.replaceChildren(h("span", { class: "note" }, "Like it"),
+    ...found.map((other) => { const chip = h("button", { type: "button", class: "chip", "aria-label": `Add to the history: ${nameOf(other)}`, onclick: () => act(() => add(other.item_id)) }, nameOf(other)); hover(chip, other.item_id); return chip; }));
+  if (likes.has(id)) fill(likes.get(id));
+  else {
+    ask("/v1/similar", { body: { item_id: id, k: 4 } }).then((found) => { found.items.forEach(known); likes.set(id, found.items); fill(found.items); })
+      .catch((error) => { if (!(error instanceof Problem)) throw error; if (error.status === 422) likes.set(id, []); });
+  }
+  return box;
 }
 
 /** What re-ranking did to an item, in the reranker's own terms: how much it lost to what stands above it. */
@@ -564,7 +589,7 @@ function showInterests(answer) {
     bar.style.background = `var(--i${n % 8})`;
     const shown = answer.items.filter((i) => i.interest === n).length;
     const on = state.only === n;
-    return h("article", { class: "interest", role: "listitem" },
+    return h("article", { class: on ? "interest on" : "interest", role: "listitem" },
       h("h3", {}, badge(n), h("button", { type: "button", class: "title", "aria-pressed": String(on), title: on ? "Show all interests" : "Show this one alone", onclick: () => { state.only = on ? null : n; showAnswer(); [...$("interests").querySelectorAll("button")][found.indexOf(interest)]?.focus(); } }, about(interest) || `Interest ${letter(n)}`)),
       h("div", { class: "share" }, bar),
       h("p", { class: "note" }, `${number.format(interest.candidates)} candidates, ${shown} in the list`),
