@@ -1,39 +1,26 @@
-"""FaissIndex: approximate maximum inner product search for large catalogues, scored exactly.
+"""FaissIndex: approximate maximum inner product search for large catalogues by faiss, scored exactly.
 
-The vectors are the truth. faiss proposes candidates, whose scores are then computed from the vectors, so scores and
-order are those of `ExactIndex`; only an item that faiss did not propose can be missing (`recall` says how often).
-A saved index file is a cache: faiss reads hostile files unsafely, so the file is read only when its SHA-256 matches
-the digest beside it, and otherwise built anew.
+Faiss: Douze et al. The Faiss library. 2024. arXiv:2401.08281. HNSW: Malkov, Yashunin. 2016. arXiv:1603.09320.
+What an index of proposals is, and what is done with its file: index/approximate.py.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
-import warnings
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from funnelrec.core.shapes import FIRST_KNOWN
-from funnelrec.match.index.exact import ExactIndex, checked_vectors
-from funnelrec.match.index.topk import order_by_score
+from funnelrec.match.index.approximate import ApproximateIndex
 
 __all__ = ["FaissIndex"]
 
-Kind = Literal["flat", "ivf", "hnsw"]
-KINDS: tuple[Kind, ...] = ("flat", "ivf", "hnsw")
 FLAT_UP_TO = 20_000  #: items up to which the exhaustive index is the quickest that is exact
-SAMPLE, SAMPLE_K = 64, 100  #: queries and list length on which recall is measured
-TARGET_RECALL = 0.99
-NUMBERS_AT_ONCE = 2**24  #: gathered vector entries alive at a time, 64 MiB
-FORMAT = 1
+POINTS, ROUNDS = 64, 10  #: of k-means: vectors a list that it looks at, and rounds; more changes the lists little
 
 
 def _faiss() -> Any:
@@ -46,29 +33,23 @@ def _faiss() -> Any:
     return faiss
 
 
-class FaissIndex:
-    """`vectors` [N, D] belong to item rows 0..N-1. `kind`: "flat" (exact), "ivf" (inverted lists), "hnsw" (graph); None
-    takes flat up to 20,000 items and ivf beyond.
+class FaissIndex(ApproximateIndex):
+    """`kind`: "flat" (exact), "ivf" (inverted lists), "hnsw" (graph); None: flat up to 20,000 items, ivf beyond.
 
-    `recall`: measured share of the true best 100 that a search proposes, for queries drawn from the item vectors with
-    noise. The effort of a search (lists visited, or breadth in the graph) is raised until it is at least .99.
+    `effort` is how many lists are visited, or how broadly the graph is searched.
     """
 
-    def __init__(self, vectors: Float[Tensor, "N D"], kind: Kind | None = None) -> None:
-        self._start(vectors, kind)
-        self._build()
+    KINDS: ClassVar[tuple[str, ...]] = ("flat", "ivf", "hnsw")
+    FILE: ClassVar[str] = "index.faiss"
 
-    def _start(self, vectors: Tensor, kind: Kind | None) -> None:
-        if kind is not None and kind not in KINDS:
-            raise ValueError(f"kind must be one of {', '.join(KINDS)} or None, received {kind!r}")
+    @staticmethod
+    def _require() -> None:
         _faiss()
-        self.vectors = checked_vectors(vectors)
-        known = len(self.vectors) - FIRST_KNOWN
-        self.kind: Kind = kind or ("flat" if known <= FLAT_UP_TO else "ivf")
-        self._exact = ExactIndex(self.vectors)
+
+    def _suited(self, count: int) -> str:
+        return "flat" if count <= FLAT_UP_TO else "ivf"
 
     def _build(self) -> None:
-        """Position n of the faiss index is item row n + 2."""
         faiss = _faiss()
         known = self.vectors[FIRST_KNOWN:].numpy()
         count, dim = known.shape
@@ -77,34 +58,18 @@ class FaissIndex:
         elif self.kind == "ivf":
             lists = max(1, min(int(4 * math.sqrt(count)), count // 39))  # faiss wants 39 vectors a list to train
             self._index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
+            self._index.cp.max_points_per_centroid, self._index.cp.niter = POINTS, ROUNDS
             self._index.train(known)
         else:
             self._index = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
             self._index.hnsw.efConstruction = 100
         self._index.add(known)
-        self.effort, self.recall = self._tuned()
 
-    def _tuned(self) -> tuple[int, float]:
-        """The least effort of 8, 16, … that finds TARGET_RECALL of the best, and the recall that it reached."""
-        generator = torch.Generator().manual_seed(0)
-        count = len(self.vectors) - FIRST_KNOWN
-        rows = FIRST_KNOWN + torch.randint(count, (min(SAMPLE, count),), generator=generator)
-        near = self.vectors[rows]
-        noise = torch.randn(near.shape, generator=generator) * near.square().mean().sqrt()
-        queries = near + 0.5 * noise
-        k = min(SAMPLE_K, count)
-        truth, _ = self._exact.search(queries.unsqueeze(1), torch.ones(len(queries), 1, dtype=torch.bool), k)
-        most = {"flat": 1, "ivf": getattr(self._index, "nlist", 1), "hnsw": 2 * count}[self.kind]
-        effort = min(8, most)
-        while True:
-            found = self._propose(queries.numpy(), k, None, effort)
-            recall = float((truth.unsqueeze(2) == found.unsqueeze(1)).any(2).float().mean())
-            if recall >= TARGET_RECALL or effort >= most:
-                return effort, recall
-            effort = min(2 * effort, most)
+    def _efforts(self) -> tuple[int, int]:
+        most = {"flat": 1, "ivf": getattr(self._index, "nlist", 1), "hnsw": 2 * int(self._index.ntotal)}[self.kind]
+        return min(8, most), most
 
     def _propose(self, queries: np.ndarray, k: int, allowed: Tensor | None, effort: int) -> Int[Tensor, "Q k"]:
-        """k item rows for each query by faiss; 0 where it found fewer."""
         faiss = _faiss()
         options: dict[str, Any] = {}
         if allowed is not None:
@@ -120,118 +85,9 @@ class FaissIndex:
         rows = torch.from_numpy(positions)
         return torch.where(rows >= 0, rows + FIRST_KNOWN, 0)
 
-    @torch.no_grad()
-    def search(
-        self,
-        queries: Float[Tensor, "B K D"],
-        valid: Bool[Tensor, "B K"],
-        k: int,
-        exclude: Int[Tensor, "B X"] | None = None,
-        allowed: Bool[Tensor, "N"] | None = None,
-    ) -> tuple[Int[Tensor, "B k"], Float[Tensor, "B k"]]:
-        """As `ExactIndex.search`. A user whose list faiss leaves short is searched exactly."""
-        count, interests, dim = queries.shape
-        if dim != self.vectors.shape[1]:
-            raise ValueError(f"queries are {dim} wide but item vectors {self.vectors.shape[1]}; use one model for both")
-        if k < 1:
-            raise ValueError(f"k must be at least 1, received {k}")
-        # each query alone must be able to fill the list after the user's exclusions
-        fetched = min(k + (0 if exclude is None else exclude.shape[1]), len(self.vectors) - FIRST_KNOWN)
-        at_once = max(1, NUMBERS_AT_ONCE // (interests * fetched * dim))
-        rows = torch.zeros(count, k, dtype=torch.int64)
-        scores = torch.full((count, k), -torch.inf)
-        for start in range(0, count, at_once):
-            part = slice(start, start + at_once)
-            skipped = None if exclude is None else exclude[part]
-            found, values = self._best(queries[part], valid[part], k, fetched, skipped, allowed)
-            rows[part, : found.shape[1]], scores[part, : found.shape[1]] = found, values
-        short = ((scores[:, -1] == -torch.inf) & valid.any(1)).nonzero().squeeze(1)
-        if len(short):
-            skipped = None if exclude is None else exclude[short]
-            rows[short], scores[short] = self._exact.search(queries[short], valid[short], k, skipped, allowed)
-        return rows, scores
+    def _content(self) -> bytes:
+        content: bytes = _faiss().serialize_index(self._index).tobytes()
+        return content
 
-    def _best(
-        self, queries: Tensor, valid: Tensor, k: int, fetched: int, exclude: Tensor | None, allowed: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The min(k, K · fetched) best of what faiss proposes, with exact scores."""
-        count, interests, dim = queries.shape
-        found = self._propose(queries.reshape(-1, dim).numpy(), fetched, allowed, self.effort)
-        found = found.view(count, interests, fetched).masked_fill(~valid.unsqueeze(2), 0)
-        rows = found.flatten(1).sort(dim=1).values  # (b, K · fetched), equal rows side by side
-        products = queries @ self.vectors[rows].transpose(1, 2)  # (b, K, M)
-        scores = products.masked_fill(~valid.unsqueeze(2), -torch.inf).amax(1)
-        never = rows == 0
-        never[:, 1:] |= rows[:, 1:] == rows[:, :-1]  # an item counts once, with its best interest
-        if exclude is not None and exclude.shape[1]:
-            ordered = exclude.sort(dim=1).values
-            place = torch.searchsorted(ordered, rows).clamp(max=ordered.shape[1] - 1)
-            never |= ordered.gather(1, place) == rows
-        rows, scores = order_by_score(rows, scores.masked_fill(never, -torch.inf))
-        rows = rows.masked_fill(scores == -torch.inf, 0)
-        return rows[:, :k], scores[:, :k]
-
-    def save(self, folder: Path | str) -> None:
-        """Write the cache into `folder`: `index.faiss` and `index.json`. The vectors are kept by the caller."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        content = _faiss().serialize_index(self._index).tobytes()
-        about = {
-            "format": FORMAT,
-            "kind": self.kind,
-            "effort": self.effort,
-            "recall": self.recall,
-            "index": hashlib.sha256(content).hexdigest(),
-            "vectors": _digest(self.vectors),
-        }
-        _write(folder / "index.faiss", content)
-        _write(folder / "index.json", json.dumps(about, indent=1).encode())
-
-    @classmethod
-    def load(cls, folder: Path | str, vectors: Float[Tensor, "N D"], kind: Kind | None = None) -> FaissIndex:
-        """The index of `vectors`, from the cache where that fits them bit for bit, else built anew with a warning."""
-        folder, made = Path(folder), cls.__new__(cls)
-        made._start(vectors, kind)
-        reason = made._read(folder, kind)
-        if reason is not None:
-            warnings.warn(f"the index cache in {folder} {reason}; it is built anew from the vectors", stacklevel=2)
-            made._start(vectors, kind)
-            made._build()
-        return made
-
-    def _read(self, folder: Path, kind: Kind | None) -> str | None:
-        """Take the cache over; or say what is wrong with it. No byte of it reaches faiss before the digests match."""
-        try:
-            about = json.loads((folder / "index.json").read_bytes())
-            content = (folder / "index.faiss").read_bytes()
-        except (OSError, ValueError) as error:
-            return f"cannot be read ({type(error).__name__})"
-        if not isinstance(about, dict) or about.get("format") != FORMAT or about.get("kind") not in KINDS:
-            return "has an unknown format"
-        if about.get("index") != hashlib.sha256(content).hexdigest():
-            return "does not match its digest"
-        if about.get("vectors") != _digest(self.vectors):
-            return "belongs to other vectors"
-        if kind is not None and about["kind"] != kind:
-            return f"is of kind '{about['kind']}', not '{kind}'"
-        effort, recall = about.get("effort"), about.get("recall")
-        if not isinstance(effort, int) or not isinstance(recall, float) or effort < 1:
-            return "has an unknown format"
+    def _restore(self, content: bytes) -> None:
         self._index = _faiss().deserialize_index(np.frombuffer(content, dtype=np.uint8))
-        self.kind, self.effort, self.recall = about["kind"], effort, recall
-        return None
-
-
-def _digest(vectors: Tensor) -> str:
-    shape = "x".join(str(n) for n in vectors.shape)
-    return hashlib.sha256(shape.encode() + b":" + vectors.numpy().tobytes()).hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Under a temporary name first, so that a reader finds the old file or the new one and nothing between."""
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
