@@ -26,7 +26,7 @@ class Recent:
         """Items of all users."""
         return self._count
 
-    def add(self, user: int | str, item: int | str, moment: float | None = None) -> None:
+    def add(self, user: int | str, item: int | str, moment: int | float | None = None) -> None:
         """The user did something with the item, at `moment` (seconds since 1970) or just now."""
         with self._lock:
             items = self._items.setdefault(str(user), deque(maxlen=self.each))
@@ -43,7 +43,7 @@ class Recent:
         with self._lock:
             return tuple(item for item, _ in self._items.get(str(user), ()))
 
-    def since(self, moment: float) -> Recent:
+    def since(self, moment: int | float) -> Recent:
         """Only what happened at `moment` or later: the rest is in the data of a newer funnel."""
         kept = Recent(self.each, self.everybody)
         with self._lock:
