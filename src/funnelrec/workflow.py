@@ -28,12 +28,14 @@ from torch import Tensor, nn
 from funnelrec import zoo
 from funnelrec.core.batch import Batch
 from funnelrec.core.contracts import Reranker, VectorMatcher
+from funnelrec.core.nn.content import content_tables
 from funnelrec.core.nn.embedding import Table
 from funnelrec.core.shapes import FIRST_KNOWN
 from funnelrec.data.batches import Batches
 from funnelrec.data.dataset import Dataset
 from funnelrec.data.examples import Impressions, NextItem, Queries
 from funnelrec.data.split import Part
+from funnelrec.encode.item.content import ContentEncoder
 from funnelrec.evaluate.maps import item_map
 from funnelrec.evaluate.protocol import MatchResult, RankResult, evaluate_matcher, evaluate_ranker
 from funnelrec.evaluate.significance import bootstrap_interval
@@ -52,6 +54,7 @@ __all__ = [
     "evaluate_rankers",
     "evaluate_stages",
     "holds_impressions",
+    "learn_content",
     "match_loss",
     "train_fallback",
     "train_matcher",
@@ -147,19 +150,35 @@ class Training:
 
 
 # --------------------------------------------------------------------------------------------------------- match
+def learn_content(dataset: Dataset) -> ContentEncoder:
+    """What makes vectors of the items' texts, categories and vectors, from the items of the training part."""
+    known = torch.from_numpy(dataset.train_item_counts > 0).nonzero().squeeze(1)
+    return ContentEncoder.learn(dataset.catalogue[known.numpy()], dataset.schema.items)
+
+
 def train_matcher(
-    dataset: Dataset, choice: Choice, training: Training, folder: Path | None = None
+    dataset: Dataset,
+    choice: Choice,
+    training: Training,
+    folder: Path | None = None,
+    content: ContentEncoder | None = None,
 ) -> tuple[nn.Module, FitResult | None]:
     """A matcher trained on the training part; NDCG@10 on the validation part chooses the epoch.
 
     Models that count (popularity, item-CF) are fitted in one pass. Sequence models learn at every position, with a
     learning rate that warms up and falls along a cosine; others at one random cut of each user's
     history an epoch. The loss is the softmax over the catalogue, sampled above 50,000 items.
+    With `content` the items' vectors are joined to their content, so that items which training never saw have one too.
     """
-    model: Any = choice.build(dataset.spec, seed=training.seed, max_len=training.max_len)
+    spec = dataset.spec if content is None else dataclasses.replace(dataset.spec, content_dim=content.width)
+    model: Any = choice.build(spec, seed=training.seed, max_len=training.max_len)
     if not hasattr(model, "encode_users"):
         model.fit(*dataset.taken("train"))
         return model, None
+    if content is not None:
+        warm = torch.from_numpy(dataset.train_item_counts > 0)
+        for table in content_tables(model):
+            table.set_content(content.encode(dataset.catalogue), warm)
     sequence = hasattr(model, "encode_positions")
     max_len = int(getattr(model, "max_len", training.max_len))
     training = training.filled(
@@ -180,6 +199,8 @@ def train_matcher(
         metric="ndcg@10",
         folder=None if folder is None else folder / choice.label,
     )
+    for table in content_tables(model):
+        table.calibrate()
     return model, result
 
 
@@ -193,6 +214,8 @@ def match_loss(model: nn.Module, dataset: Dataset, largest: int = LARGEST_FULL_S
     for module in model.modules():
         if isinstance(module, Table):
             module.dense = full
+    if full and content_tables(model):  # items that nobody took yet are no negatives: they are to be found one day
+        return FullSoftmax(classes=torch.from_numpy(dataset.train_item_counts).nonzero().squeeze(1))
     if full:
         return FullSoftmax()
     return SampledSoftmax(

@@ -97,6 +97,9 @@ def fit(
     candidates: Annotated[int, typer.Option(min=1, help="Items that match hands to rank.")] = 500,
     seed: int = 0,
     item_map: Annotated[bool, typer.Option("--map", help="Lay the items out for the map of the page.")] = False,
+    content: Annotated[
+        bool, typer.Option("--content", help="Join items to their texts and categories, so that new ones can be added.")
+    ] = False,
     max_bad_rows: BadRows = 0,
     progress: Progress = True,
     resume: Annotated[bool, typer.Option(help="Go on with the training that the folder holds, or begin anew.")] = True,
@@ -122,6 +125,7 @@ def fit(
         diversity_field=diversity_field,
         candidates=candidates,
         item_map=item_map,
+        content=content,
     )
     tables = _load(events, items, users, schema, max_bad_rows)
     fit_funnel(tables, out, plan, training, split=split)
@@ -280,6 +284,26 @@ def draw(
     from funnelrec.cli.map import draw_map
 
     draw_map(folder, out, colour=colour, user=user, method=method, seed=seed)
+
+
+@app.command("add-items")
+def add_items(
+    folder: Annotated[Path, typer.Argument(help="A funnel that was fitted with --content.")],
+    items: Annotated[
+        Path, typer.Argument(help="A table of new items (CSV, Parquet, Arrow) with the catalogue's columns.")
+    ],
+) -> None:
+    """Put new items into a funnel without training: their content places them."""
+    from funnelrec.cli import show
+    from funnelrec.data.ingest import read_table
+    from funnelrec.serve.funnel import Funnel
+    from funnelrec.serve.grow import add_items as grow
+
+    funnel = Funnel.load(folder)
+    new, _ = read_table(items)
+    grown = grow(funnel, new)
+    grown.save(folder)
+    show.line(f"{folder}: {len(new):,} new items, {grown.store.spec.num_items - 2:,} in all")
 
 
 @app.command()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from funnelrec.cli import show
+from funnelrec.core.nn.content import content_tables
 from funnelrec.core.schema import Category
 from funnelrec.data.dataset import Dataset
 from funnelrec.data.split import GlobalTime, LeaveLastOut, Ratio
@@ -23,6 +24,7 @@ from funnelrec.workflow import (
     evaluate_rankers,
     evaluate_stages,
     item_places,
+    learn_content,
     stage_figures,
     train_matcher,
     train_ranker,
@@ -41,7 +43,8 @@ RANK_BASELINES = {"logistic_regression": Choice("rank/logistic_regression")}
 
 @dataclass(frozen=True)
 class Plan:
-    """Which models to train and how to join them. `item_map`: lay the items out for the page."""
+    """Which models to train and how to join them. `item_map`: lay the items out for the page. `content`: join the
+    items' vectors to what their texts, categories and vectors say, so that new items can be placed."""
 
     match: tuple[Choice, ...]
     rank: tuple[Choice, ...] = ()
@@ -49,6 +52,7 @@ class Plan:
     diversity_field: str | None = None
     candidates: int = 500
     item_map: bool = False
+    content: bool = False
 
     @classmethod
     def parse(
@@ -60,6 +64,7 @@ class Plan:
         diversity_field: str | None,
         candidates: int,
         item_map: bool = False,
+        content: bool = False,
     ) -> Plan:
         """From the words of the command line: names with commas between, or "none"."""
         matchers = _choices(match, "match")
@@ -69,7 +74,7 @@ class Plan:
         if len(chosen) > 1:
             raise ValueError(f"a funnel has one reranker, received {rerank!r}")
         reranker = chosen[0] if chosen else None
-        return cls(matchers, _choices(rank, "rank"), reranker, diversity_field, candidates, item_map)
+        return cls(matchers, _choices(rank, "rank"), reranker, diversity_field, candidates, item_map, content)
 
 
 def _choices(text: str, stage: str) -> tuple[Choice, ...]:
@@ -118,10 +123,11 @@ def fit_funnel(tables: Tables, out: Path, plan: Plan, training: Training, *, spl
     field = _diversity_field(dataset, plan)
     report = Report(f"funnelrec fit: {tables.name}", facts(dataset, split))
 
+    content = learn_content(dataset) if plan.content else None
     matchers = {name: train_matcher(dataset, c, training)[0] for name, c in MATCH_BASELINES.items()}
     best_on_validation: dict[str, float] = {}
     for choice in plan.match:
-        model, result = train_matcher(dataset, choice, training, out / "work")
+        model, result = train_matcher(dataset, choice, training, out / "work", content)
         matchers[choice.label] = model
         if result is not None:
             show.line(trained(choice.label, result, "ndcg@10"))
@@ -143,6 +149,7 @@ def fit_funnel(tables: Tables, out: Path, plan: Plan, training: Training, *, spl
         candidates=plan.candidates,
         max_len=training.max_len,
         diversity_field=field,
+        content=content if content_tables(matchers[chosen]) else None,
     )
     stages = evaluate_stages(funnel, dataset)
     show.report_table(report.stage_table(stages))

@@ -319,6 +319,7 @@ class Spec:
     numbers: tuple[NumberSpec, ...] = ()
     num_users: int = 0  #: user rows, padding and unknown included; 0 when there are no users
     num_items: int = 0  #: item rows, padding and unknown included; 0 when there are no items
+    content_dim: int = 0  #: width of the items' content vectors; 0 when models are to know items by id alone
 
     @property
     def table_rows(self) -> int:
@@ -348,7 +349,8 @@ class Spec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able data; `from_dict` is the inverse."""
-        return dataclasses.asdict(self)
+        data = dataclasses.asdict(self)
+        return data if self.content_dim else {k: v for k, v in data.items() if k != "content_dim"}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Spec:

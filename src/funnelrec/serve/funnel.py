@@ -11,7 +11,7 @@ and items, histories, item vectors, weights. What goes wrong with a request is a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from funnelrec.core.batch import Batch
 from funnelrec.core.contracts import Matcher, Reranker, VectorMatcher
 from funnelrec.core.shapes import FIRST_KNOWN, PADDING, UNKNOWN
 from funnelrec.data.dataset import Dataset
+from funnelrec.encode.item.content import ContentEncoder
 from funnelrec.learn.calibration import Calibration, calibration_from_dict
 from funnelrec.match.index.exact import ExactIndex
 from funnelrec.match.index.faiss import FaissIndex
@@ -52,8 +53,9 @@ class Funnel:
     `candidates` is how many items the matcher hands to the ranker, `max_len` the longest history that is read,
     `diversity_field` the categorical item field on which re-ranking measures variety, `metrics` what was measured,
     `calibration` what turns the ranker's logits into the probabilities of an answer (learn/calibration.py),
-    `item_map` the places of the item rows in a plane (`workflow.item_places`), NaN for rows without one, `digest` the
-    SHA-256 of the artifact that it was loaded from. `recent` holds what users did since; a server adds to it.
+    `item_map` the places of the item rows in a plane (`workflow.item_places`), NaN for rows without one, `content` what
+    makes vectors of new items' content (serve/grow.py), `digest` the SHA-256 of the artifact that it was loaded from.
+    `recent` holds what users did since; a server adds to it.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Funnel:
         metrics: Mapping[str, Any] | None = None,
         calibration: Calibration | None = None,
         item_map: Float[Tensor, "N 2"] | None = None,
+        content: ContentEncoder | None = None,
         index_cache: Path | None = None,
         digest: str | None = None,
     ) -> None:
@@ -86,6 +89,7 @@ class Funnel:
         self.metrics = dict(metrics or {})
         self.calibration = calibration
         self.item_map = item_map
+        self.content = content
         self.digest = digest
         self.recent = Recent()
         self._sizes = {"candidates": candidates, "max_len": max_len}
@@ -118,12 +122,16 @@ class Funnel:
         diversity_field: str | None = None,
         metrics: Mapping[str, Any] | None = None,
         calibration: Calibration | None = None,
+        content: ContentEncoder | None = None,
     ) -> Funnel:
         """Join trained models to what they were trained on. Histories hold every positive event of the dataset.
 
-        The fallback, for users of whom nothing is known, is recent popularity over all of these events.
+        The fallback, for users of whom nothing is known, is recent popularity over all of these events. `content` is
+        what the matcher's items were encoded by.
         """
         store = Store.of(dataset)
+        if content is not None:
+            store = replace(store, spec=replace(store.spec, content_dim=content.width))
         fallback = Popularity(dataset.spec, half_life=FALLBACK_HALF_LIFE)
         fallback.fit(*dataset.taken())
         return cls(
@@ -137,6 +145,7 @@ class Funnel:
             diversity_field=diversity_field,
             metrics=metrics,
             calibration=calibration,
+            content=content,
         )
 
     # ------------------------------------------------------------------------------------------------ questions
@@ -341,6 +350,8 @@ class Funnel:
         for stage, model in (("match", self.matcher), ("fallback", self.fallback), ("rank", self.ranker)):
             if model is not None:
                 members[f"{stage}.safetensors"] = _weights(model)
+        if self.content is not None:
+            members |= self.content.to_members()
         if self.item_map is not None:
             members["map.safetensors"] = save({"places": self.item_map.to(torch.float32).contiguous()})
         manifest = {
@@ -379,6 +390,7 @@ class Funnel:
             metrics=manifest["metrics"],
             calibration=_calibration(manifest),
             item_map=load(members["map.safetensors"])["places"] if "map.safetensors" in members else None,
+            content=ContentEncoder.from_members(members),
             index_cache=Path(folder) / INDEX_CACHE,
             digest=manifest["sha256"],
         )

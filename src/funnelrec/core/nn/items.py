@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from funnelrec.core.batch import Batch
+from funnelrec.core.nn.content import ContentTable
 from funnelrec.core.nn.embedding import Table
 from funnelrec.core.schema import Spec
 from funnelrec.core.shapes import FIRST_KNOWN, PADDING, UNKNOWN
@@ -15,10 +16,14 @@ __all__ = ["any_known", "closest_interest", "item_table", "newest_items"]
 
 
 def item_table(spec: Spec, dim: int, *, std: float, owner: str) -> Table:
-    """One vector an item, N(0, std²); padding and the unknown item start at zero. `owner` is named in the message."""
+    """One vector an item, N(0, std²), joined to its content where the spec has any; padding and the unknown item start
+    at zero. `owner` is named in the message."""
     if spec.num_items <= FIRST_KNOWN:
         raise ValueError(f"{owner} needs a catalogue; the spec has {spec.num_items} item rows, name the item column")
-    table = Table(spec.num_items, dim, std=std)
+    if spec.content_dim:
+        table: Table = ContentTable(spec.num_items, dim, content_dim=spec.content_dim, std=std)
+    else:
+        table = Table(spec.num_items, dim, std=std)
     with torch.no_grad():
         table.weight[UNKNOWN].zero_()
     return table
