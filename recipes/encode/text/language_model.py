@@ -60,8 +60,8 @@ class Setting:
 
 
 SETTINGS = {
-    "characters": Setting(64, 384, 2, 0.2, 0.0, False, 3e-3, 32, 96, 9),
-    "words": Setting(256, 256, 2, 0.4, 0.1, True, 3e-3, 32, 35, 10, 2048),
+    "characters": Setting(64, 512, 1, 0.1, 0.0, False, 2e-3, 32, 64, 6),
+    "words": Setting(256, 256, 2, 0.3, 0.1, True, 4e-3, 64, 35, 10, 1024),
 }
 
 
