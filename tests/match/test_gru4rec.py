@@ -161,3 +161,14 @@ def test_messages_name_what_was_received() -> None:
         GRU4Rec(SPEC, pooling="max")
     with pytest.raises(ValueError, match="GRU4Rec needs a catalogue"):
         GRU4Rec(Spec())
+
+
+def test_step_by_step_is_the_whole_history() -> None:
+    made = model(num_layers=2, item_bias=True)
+    states = made.no_states(1)
+    expected = made.encode_positions(batch([3, 4, 5, 9], length=4))[0]
+    for row, whole in zip([3, 4, 5, 9], expected, strict=True):
+        users, states = made.step(torch.tensor([row]), states)
+        torch.testing.assert_close(users[0], whole)
+    with pytest.raises(ValueError, match="pooling must be last, it is 'mean'"):
+        model(pooling="mean").step(torch.tensor([3]), states)

@@ -56,6 +56,7 @@ def fit(
     table_lr: float | None = None,
     table: TableOptimizer = "lazy_adam",
     weight_decay: float = 0.0,
+    momentum: float = 0.0,
     table_l2: float | RowL2 = 0.0,
     ftrl: Mapping[str, Mapping[str, float]] | None = None,
     proximal: Mapping[str, Mapping[str, float]] | None = None,
@@ -90,7 +91,8 @@ def fit(
     """
     _check(epochs, patience, checkpoint_every, clip_norm, validate, metric, batches)
     options = {
-        "lr": lr, "table_lr": table_lr, "table": table, "weight_decay": weight_decay, "clip_norm": clip_norm,
+        "lr": lr, "table_lr": table_lr, "table": table, "weight_decay": weight_decay,
+        "momentum": momentum, "clip_norm": clip_norm,
         "schedule": None if schedule is None else describe(schedule), "loss": describe(loss), "metric": metric,
         "minimise": minimise, "seed": seed, "bf16": bf16, "table_l2": repr(table_l2),
         "ftrl": _plain(ftrl), "proximal": _plain(proximal), "lr_factors": dict(lr_factors or {}),
@@ -98,7 +100,7 @@ def fit(
     started = time.monotonic()
     optimizers = make_optimizers(
         model, lr, table_lr, table, weight_decay,
-        table_l2=table_l2, ftrl=ftrl, proximal=proximal, lr_factors=lr_factors,
+        momentum=momentum, table_l2=table_l2, ftrl=ftrl, proximal=proximal, lr_factors=lr_factors,
     )  # fmt: skip
     device = next(model.parameters()).device
     at, best = Position(), None

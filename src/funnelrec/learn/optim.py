@@ -11,19 +11,21 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from funnelrec.learn.adagrad import Adagrad
 from funnelrec.learn.ftrl import FTRL
 from funnelrec.learn.regularise import Proximal, RowL2
 from funnelrec.learn.rows import lazy_zeros, put, refuse_closure, require_positive, subtract, take, touched
 
 __all__ = ["LazyAdam", "Optimizers", "RowwiseAdagrad", "TableOptimizer", "make_optimizers", "split_parameters"]
 
-TableOptimizer = Literal["lazy_adam", "rowwise_adagrad"]
+TableOptimizer = Literal["lazy_adam", "rowwise_adagrad", "adagrad"]
 
 
 class LazyAdam(Optimizer):
@@ -213,6 +215,7 @@ def make_optimizers(
     table: TableOptimizer = "lazy_adam",
     weight_decay: float = 0.0,
     *,
+    momentum: float = 0.0,
     table_l2: float | RowL2 = 0.0,
     ftrl: Mapping[str, Mapping[str, float]] | None = None,
     proximal: Mapping[str, Mapping[str, float]] | None = None,
@@ -220,6 +223,7 @@ def make_optimizers(
 ) -> Optimizers:
     """A lazy optimiser for the tables (`table_lr`, else `lr`) and fused AdamW for the rest of the model.
 
+    `table` "adagrad" (learn/adagrad.py, with `momentum`) trains the rest too, without AdamW.
     `weight_decay` is decoupled and acts on the dense part only: decaying a whole table would touch all of its rows.
     `table_l2` holds the rows of a batch instead (`RowL2`, or its strength). `ftrl` and `proximal` name parameters by
     how they begin ("wide" for all of "wide.…"): the former are trained by `FTRL`, e.g.
@@ -227,10 +231,15 @@ def make_optimizers(
     `{"weight": {"l1": 0.1, "l21": 0.1}}`. A parameter may be named once.
     `lr_factors` names parts of the rest whose rate is `lr` times a factor; of several that fit the longest name counts.
     """
-    kinds: dict[str, type[LazyAdam] | type[RowwiseAdagrad]] = {
+    kinds: dict[str, Callable[..., Optimizer]] = {
         "lazy_adam": LazyAdam,
         "rowwise_adagrad": RowwiseAdagrad,
+        "adagrad": partial(Adagrad, momentum=momentum),
     }
+    if table != "adagrad" and momentum:
+        raise ValueError(f"momentum belongs to table='adagrad', received {momentum} with table={table!r}")
+    if table == "adagrad" and weight_decay:
+        raise ValueError(f"table='adagrad' has no weight_decay, received {weight_decay}; use table_l2")
     if table not in kinds:
         raise ValueError(f"table must be one of {', '.join(kinds)}, received {table!r}")
     require_positive("lr", lr)
@@ -245,7 +254,11 @@ def make_optimizers(
         optimizers.append(kinds[table](rest, lr=rate))
     if rest := [p for p in dense if id(p) not in apart]:
         groups = _by_rate(model, rest, lr, lr_factors or {})
-        optimizers.append(AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True))
+        optimizers.append(
+            kinds[table](groups, lr=lr)
+            if table == "adagrad"
+            else AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
+        )
     for prefix, options in (ftrl or {}).items():
         optimizers.append(FTRL(by_ftrl[prefix], **options))
     if not optimizers:

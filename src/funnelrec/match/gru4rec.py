@@ -13,15 +13,17 @@ Sec. 3      r̂_{s,i} = ⟨y_i, h⟩ + b_i                   encode_positions / 
 2018, 4.4   the item vectors y are the input too       `constrained`
 Eq. (5)-(6) TOP1, BPR; 2018: cross-entropy, TOP1-max, BPR-max     learn.losses, with any sampler
 Differs:
-- Gradients flow through the whole history that the batch holds; the authors cut them after each step, since their
-  mini-batches walk along the sessions. Sessions do not share a state here, so none has to be reset.
-- Dropped-out states feed the next layer, and do not return to their own recurrence, as in the authors' code.
+- Two ways to train. On histories, gradients flow through all that the batch holds, sessions share no state, and a
+  dropped-out state feeds the next layer alone. On lanes (data/lanes.py, learn/lanes.py) as the authors do: one event a
+  step, gradients cut between steps, and the dropped-out state is the one that is carried on.
 - `pooling` "mean" gives the mean of the states up to a position, which remembers what the last state forgets.
 - All layers have the width of the items. `item_bias` adds b_i, as one more coordinate of both vectors.
 - Matrices start gate by gate, Xavier-uniform for inputs and orthogonal for states; items at N(0, 0.02²).
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -103,6 +105,23 @@ class GRU4Rec(nn.Module):
         """Vectors of the items, with their bias as the last coordinate when there is one; E is D or D + 1."""
         vectors: Tensor = self.items(rows)
         return vectors if self.bias is None else torch.cat([vectors, self.bias(rows)], dim=1)
+
+    def no_states(self, lanes: int) -> Float[Tensor, "G B D"]:
+        """The states of all G layers before the first item of `lanes` sessions."""
+        return self.items.weight.new_zeros(len(self.layers), lanes, self.items.dim)
+
+    def step(
+        self, rows: Int[Tensor, "B"], states: Float[Tensor, "G B D"]
+    ) -> tuple[Float[Tensor, "B E"], Float[Tensor, "G B D"]]:
+        """The vectors after one more item of each session, and the states to carry on. Needs `pooling` "last"."""
+        if self.pooling != "last":
+            raise ValueError(f"one step knows the last state only; pooling must be last, it is {self.pooling!r}")
+        x: Tensor = self.embedding_dropout((self.items if self.read is None else self.read)(rows))  # (B, D)
+        after = []
+        for layer, state in zip(self.layers, states, strict=True):
+            x = self.dropout(cast(GRU, layer).step(x, state))
+            after.append(x)
+        return self._with_one(x), torch.stack(after)
 
     def user_for_target(
         self, interests: Float[Tensor, "B 1 E"], valid: Bool[Tensor, "B 1"], target: Float[Tensor, "B E"]

@@ -172,3 +172,8 @@ def test_under_bfloat16_the_state_stays_in_float32() -> None:
     torch.testing.assert_close(states, expected, atol=0.02, rtol=0.02)
     states.sum().backward()
     assert layer.recurrent.grad is not None
+
+
+def test_only_the_plain_gru_goes_step_by_step() -> None:
+    with pytest.raises(ValueError, match="only a recurrence of kind 'gru' goes step by step, this one is 'augru'"):
+        GRU(2, 2, kind="augru").step(torch.zeros(1, 2), torch.zeros(1, 2))

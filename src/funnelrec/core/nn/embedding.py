@@ -94,7 +94,9 @@ class _LookUp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (ids,) = ctx.saved_tensors
-        rows, values = sum_by_row(ids.reshape(-1), gradient.reshape(-1, gradient.shape[-1]))
+        rows, values = ids.reshape(-1), gradient.reshape(-1, gradient.shape[-1])
+        if rows.dtype != torch.int64 or not bool((rows[1:] > rows[:-1]).all()):  # else each occurs once already
+            rows, values = sum_by_row(rows, values)
         if ctx.padding and rows.numel() and rows[0] == PADDING:  # in ascending order it can only stand first
             rows, values = rows[1:], values[1:]
         return _sparse_rows(rows, values, ctx.shape), None, None

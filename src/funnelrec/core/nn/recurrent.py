@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -124,3 +125,13 @@ class GRU(nn.Module):
         with torch.autocast(x.device.type, enabled=False):  # errors add up over the steps: the state stays in float32
             states: Tensor = _Recurrence.apply(projected, share, self.recurrent)  # type: ignore[no-untyped-call]
         return states.permute(2, 0, 1)  # (L, E, B) -> (B, L, E)
+
+    def step(self, x: Float[Tensor, "B D"], state: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
+        """The state after one more input, for those who carry states themselves; `kind` "gru" alone has it."""
+        if self.kind != "gru":
+            raise ValueError(f"only a recurrence of kind 'gru' goes step by step, this one is '{self.kind}'")
+        dim = state.shape[1]
+        gates, candidate = torch.split(self.input(x), [2 * dim, dim], dim=1)
+        from_state, from_candidate = torch.split(F.linear(state, self.recurrent), [2 * dim, dim], dim=1)
+        reset, update = torch.sigmoid(gates + from_state).chunk(2, dim=1)
+        return torch.lerp(state, torch.tanh(candidate + reset * from_candidate).to(state.dtype), update.to(state.dtype))
