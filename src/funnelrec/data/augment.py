@@ -19,12 +19,16 @@ from torch import Tensor
 __all__ = ["Augment", "affine", "crop", "cutout", "flip", "jitter"]
 
 
-def crop(pictures: UInt8[Tensor, "B C H W"], padding: int, generator: torch.Generator) -> UInt8[Tensor, "B C H W"]:
-    """A window of the same size anywhere in the picture padded with zeros: shifts of up to `padding` pixels."""
+def crop(
+    pictures: UInt8[Tensor, "B C H W"], padding: int, generator: torch.Generator, side: int = 0
+) -> UInt8[Tensor, "B C h w"]:
+    """A window anywhere in the picture padded with zeros, of the picture's size or of `side` x `side` pixels."""
     b, c, height, width = pictures.shape
-    top, left = torch.randint(0, 2 * padding + 1, (2, b), generator=generator)
-    rows = (top[:, None] + torch.arange(height)).view(b, 1, height, 1)
-    columns = (left[:, None] + torch.arange(width)).view(b, 1, 1, width)
+    h, w = (side, side) if side else (height, width)
+    top = torch.randint(0, height + 2 * padding - h + 1, (b, 1), generator=generator)
+    left = torch.randint(0, width + 2 * padding - w + 1, (b, 1), generator=generator)
+    rows = (top + torch.arange(h)).view(b, 1, h, 1)
+    columns = (left + torch.arange(w)).view(b, 1, 1, w)
     padded = F.pad(pictures, (padding,) * 4)
     return padded[torch.arange(b).view(b, 1, 1, 1), torch.arange(c).view(1, c, 1, 1), rows, columns]
 
@@ -89,7 +93,8 @@ def affine(
 class Augment:
     """The steps that are wanted, in a fixed order; a step whose number is 0 is left out.
 
-    degrees, zoom, shift: of `affine`. crop: padding. cutout: side of the square. brightness, contrast, saturation: of
+    degrees, zoom, shift: of `affine`. crop: padding. window: side of the
+    crop, 0 for the whole size. cutout: side of the square. brightness, contrast, saturation: of
     `jitter`.
     """
 
@@ -97,17 +102,18 @@ class Augment:
     zoom: tuple[float, float] = (1.0, 1.0)
     shift: float = 0.0
     crop: int = 0
+    window: int = 0
     flip: bool = False
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
     cutout: int = 0
 
-    def __call__(self, pictures: UInt8[Tensor, "B C H W"], generator: torch.Generator) -> UInt8[Tensor, "B C H W"]:
+    def __call__(self, pictures: UInt8[Tensor, "B C H W"], generator: torch.Generator) -> UInt8[Tensor, "B C h w"]:
         if self.degrees or self.shift or self.zoom != (1.0, 1.0):
             pictures = affine(pictures, self.degrees, self.zoom, self.shift, generator)
-        if self.crop:
-            pictures = crop(pictures, self.crop, generator)
+        if self.crop or self.window:
+            pictures = crop(pictures, self.crop, generator, self.window)
         if self.flip:
             pictures = flip(pictures, generator)
         if self.brightness or self.contrast or self.saturation:

@@ -37,6 +37,7 @@ __all__ = [
     "Training",
     "class_weights",
     "features",
+    "fit_names",
     "fit_probe",
     "load_weights",
     "predict",
@@ -253,33 +254,39 @@ def load_weights(network: nn.Module, path: Path | str) -> list[str]:
         given = load_file(str(path))
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} is no safetensors file: {error}; convert the checkpoint first") from error
+    try:
+        fitted, kept = fit_names(network, given)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    network.load_state_dict(fitted)
+    return kept
+
+
+def fit_names(network: nn.Module, given: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """`given` under the names and in the shapes of `network`, as `load_weights` says; and what was not taken."""
     own = network.state_dict()
     found = {_own_name(name): tensor for name, tensor in given.items()}
-    last = f"{getattr(network, 'head_name', '')}."
+    head = f"{getattr(network, 'head_name', '')}."
     first = next(name for name, part in network.named_modules() if isinstance(part, nn.Conv2d))
-    kept = []
+    fitted, kept = {}, []
     for name, tensor in own.items():
-        if name.endswith("num_batches_tracked"):
-            found.setdefault(name, tensor)
-            continue
         loaded = found.get(name)
-        head = name.startswith(last)
-        if loaded is not None and name == f"{first}.weight" and loaded.shape != tensor.shape:
+        if loaded is not None and name == f"{first}.weight" and loaded.shape[1] != tensor.shape[1]:
             loaded = _channels(loaded, tensor.shape[1])
-        if loaded is not None and not head and loaded.dim() != tensor.dim() and loaded.numel() == tensor.numel():
-            loaded = loaded.reshape(tensor.shape)  # timm keeps VGG's linear layers as convolutions
-        if head and (loaded is None or loaded.shape != tensor.shape):
-            kept.append(name)
-            loaded = tensor
-        if loaded is None or loaded.shape != tensor.shape:
+        if loaded is not None and name.startswith("classifier.") and loaded.dim() == 4:
+            loaded = loaded.flatten(1)  # timm keeps VGG's linear layers as convolutions
+        wrong = loaded is None or loaded.shape != tensor.shape
+        if wrong and (name.startswith(head) or name.endswith("num_batches_tracked")):
+            kept += [name] if name.startswith(head) else []
+            loaded, wrong = tensor, False
+        if loaded is None or wrong:
             what = "is missing" if loaded is None else f"has the shape {list(loaded.shape)}, not {list(tensor.shape)}"
-            raise ValueError(f"{path}: {name} {what}; this file belongs to another network than {_named(network)}")
-        found[name] = loaded
-    surplus = sorted(name for name in set(found) - set(own) if not name.startswith(last))
+            raise ValueError(f"{name} {what}; this file belongs to another network than {_named(network)}")
+        fitted[name] = loaded.to(tensor.dtype)
+    surplus = sorted(name for name in set(found) - set(own) if not name.startswith(head))
     if surplus:
-        raise ValueError(f"{path} also holds {surplus[0]}; it belongs to another network than {_named(network)}")
-    network.load_state_dict({name: found[name].to(tensor.dtype) for name, tensor in own.items()})
-    return kept
+        raise ValueError(f"it also holds {surplus[0]}; this file belongs to another network than {_named(network)}")
+    return fitted, kept
 
 
 _TIMM = (("pre_logits.fc1.", "classifier.0."), ("pre_logits.fc2.", "classifier.3."), ("head.fc.", "classifier.6."))
