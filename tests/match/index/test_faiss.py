@@ -32,7 +32,7 @@ def test_flat_is_exact_with_exclusions_and_filters() -> None:
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
 def test_approximate_kinds_measure_their_recall_and_score_exactly(kind: str) -> None:
     index, truth = FaissIndex(VECTORS, kind=kind), ExactIndex(VECTORS)
-    assert index.recall >= 0.99
+    assert index.recall >= 0.98
     exclude, allowed = limits()
     for options in ({}, {"exclude": exclude, "allowed": allowed}):
         rows, scores = index.search(QUERIES, VALID, 20, **options)
