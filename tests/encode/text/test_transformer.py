@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,12 @@ import torch
 from torch import Tensor
 
 from funnelrec.core.batch import Batch
-from funnelrec.core.nn.transformer import Attention, causal_bias, padding_bias, sinusoidal_positions
 from funnelrec.data.batches import Batches
 from funnelrec.encode.text.decoding import BEGIN, END, beam_search, greedy
 from funnelrec.encode.text.transformer import Transformer
 from funnelrec.learn.fit import fit
 from funnelrec.learn.schedules import Noam
-from funnelrec.learn.text import KeepWeights, NextToken, average_weights, token_scores
+from funnelrec.learn.text import KeepWeights, NextToken, token_scores
 
 ROWS, LENGTH = 14, 10  # padding, unknown, begin, end and ten symbols
 
@@ -58,78 +56,6 @@ def copier() -> Transformer:
 
 def batch(number: int = 6, seed: int = 5) -> Batch:
     return Copies(number, seed).gather(torch.arange(number), None)
-
-
-# ------------------------------------------------------------------------------------------------------ worked by hand
-def test_positions_by_hand() -> None:
-    table = sinusoidal_positions(3, 4)
-    assert table[0].tolist() == [0, 1, 0, 1]
-    # p = 2: the first pair turns by 1 a step, the second by 1 / 10000^(2/4) = 0.01
-    assert table[2].tolist() == pytest.approx([math.sin(2), math.cos(2), math.sin(0.02), math.cos(0.02)])
-    with pytest.raises(ValueError, match="must be even, received 5"):
-        sinusoidal_positions(3, 5)
-
-
-def test_products_of_positions_depend_on_their_distance_alone() -> None:
-    table = sinusoidal_positions(40, 16).double()
-    products = table @ table.T
-    for distance in (0, 3, 17):
-        diagonal = products.diagonal(distance)
-        assert torch.allclose(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-5)
-
-
-def test_attention_by_hand() -> None:
-    attention = Attention(1, 1)
-    for linear in (attention.query, attention.key, attention.value, attention.out):
-        torch.nn.init.ones_(linear.weight)
-    x = torch.tensor([[[0.0], [math.log(2.0)]]])
-    # the first query is 0 and weighs both alike: ln 2 / 2. The second: scores 0 and (ln 2)²
-    weight = math.exp(math.log(2) ** 2)
-    expected = [math.log(2) / 2, math.log(2) * weight / (1 + weight)]
-    assert attention(x).flatten().tolist() == pytest.approx(expected)
-    assert attention(x, bias=causal_bias(2, x.device)).flatten().tolist() == pytest.approx([0.0, expected[1]])
-    only_first = padding_bias(torch.tensor([[True, False]]))
-    assert attention(x, bias=only_first).flatten().tolist() == pytest.approx([0.0, 0.0])
-    assert padding_bias(torch.tensor([[True, True]])) is None
-    nothing = attention(x, bias=padding_bias(torch.tensor([[False, False]])))
-    assert nothing.isfinite().all()
-
-
-def test_attention_agrees_with_the_fused_one() -> None:
-    torch.manual_seed(0)
-    ours = Attention(16, 4)
-    torch_like = super(Attention, ours).forward
-    x, mask = torch.randn(3, 5, 16), torch.arange(5) < torch.tensor([[5], [2], [4]])
-    assert torch.allclose(ours(x, bias=padding_bias(mask)), torch_like(x, mask=mask), atol=1e-6)
-    assert torch.allclose(ours(x, bias=causal_bias(5, x.device)), torch_like(x, causal=True), atol=1e-6)
-
-
-class Constant:
-    """Logits that do not depend on anything; two tokens to predict."""
-
-    def __init__(self, logits: list[float], token: int) -> None:
-        self.row, self.token = torch.tensor(logits), token
-
-    def token_states(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return self.row.expand(2, -1), torch.tensor([self.token, self.token])
-
-    def logits(self, states: Tensor) -> Tensor:
-        return states
-
-
-def test_label_smoothing_by_hand() -> None:
-    """Four tokens, ε = 0.2: the target is (.05, .85, .05, .05)."""
-    equal = Constant([0.0] * 4, token=1)
-    assert float(NextToken(0.2)(equal, batch())) == pytest.approx(math.log(4))
-    q = [0.05, 0.85, 0.05, 0.05]
-    entropy = -sum(p * math.log(p) for p in q)  # the floor: 0.588
-    at_target = Constant([math.log(p) for p in q], token=1)
-    assert float(NextToken(0.2)(at_target, batch())) == pytest.approx(entropy)
-    sure = Constant([0.0, 9.0, 0.0, 0.0], token=1)
-    assert float(NextToken(0.2)(sure, batch())) > entropy
-    assert float(NextToken(0.0)(sure, batch())) < 0.001
-    # perplexity is that of the loss without smoothing
-    assert token_scores(at_target, [batch()])["perplexity"] == pytest.approx(1 / 0.85)
 
 
 def test_the_loss_is_a_mean_over_tokens() -> None:
@@ -267,59 +193,6 @@ def test_a_beam_of_one_is_greedy_and_a_wider_one_no_worse(copier: Transformer) -
     assert bool((wide >= total - 1e-4).all())
 
 
-class Table:
-    """Log-probabilities of the next token by the one before; texts of up to three tokens can be counted by hand."""
-
-    def __init__(self, next_token: dict[int, dict[int, float]]) -> None:
-        self.next_token = next_token
-
-    class Past:
-        def select(self, rows: Tensor) -> Table.Past:
-            return self
-
-    def start(self, source: Tensor) -> Table.Past:
-        return self.Past()
-
-    def step(self, written: Tensor, past: Table.Past) -> tuple[Tensor, Table.Past]:
-        logits = torch.full((len(written), 8), -1e9)
-        for row, token in enumerate(written.tolist()):
-            for then, share in self.next_token.get(token, {END: 1.0}).items():
-                logits[row, then] = math.log(share)
-        return logits, past
-
-
-def test_the_beam_by_hand() -> None:
-    """Greedy takes 4 (.6), which leads to .6 · .5 · .9 = .27; the beam finds 5, .4 · 1 · 1 = .4."""
-    table = Table({BEGIN: {4: 0.6, 5: 0.4}, 4: {6: 0.5, 7: 0.5}, 5: {6: 1.0}, 6: {END: 1.0}, 7: {END: 1.0}})
-    source = torch.full((3, 1), 4)
-    rows, total = greedy(table, source)
-    assert rows.tolist() == [[4, 6]] * 3
-    assert total.tolist() == pytest.approx([math.log(0.3)] * 3)
-    rows, total = beam_search(table, source, width=2, alpha=0.0)
-    assert rows.tolist() == [[5, 6]] * 3
-    assert total.tolist() == pytest.approx([math.log(0.4)] * 3)
-    _, scored = beam_search(table, source, width=2, alpha=1.0)  # three tokens, the end counted: (5 + 3) / 6
-    assert scored.tolist() == pytest.approx([math.log(0.4) / (8 / 6)] * 3)
-
-
-def test_the_length_penalty_prefers_the_longer_text() -> None:
-    """The end at once has .5; 4 4 end has .5 · .8 · 1, less, but more a token."""
-    table = Table({BEGIN: {END: 0.5, 4: 0.5}, 4: {5: 0.8, END: 0.2}, 5: {END: 1.0}})
-    source = torch.full((1, 1), 4)
-    short, _ = beam_search(table, source, width=3, alpha=0.0)
-    long, _ = beam_search(table, source, width=3, alpha=2.0)
-    assert (short.tolist(), long.tolist()) == ([[0]], [[4, 5]])
-    with pytest.raises(ValueError, match=r"received 0 and 0\.6"):
-        beam_search(table, source, width=0)
-
-
-def test_a_text_without_an_end_is_cut() -> None:
-    table, source = Table({BEGIN: {4: 1.0}, 4: {4: 1.0}}), torch.full((2, 1), 4)
-    for rows, score in (greedy(table, source, most=5), beam_search(table, source, width=2, most=5)):
-        assert rows.tolist() == [[4] * 5] * 2
-        assert score.tolist() == pytest.approx([0.0, 0.0], abs=1e-4)
-
-
 # ------------------------------------------------------------------------------------------------------------ training
 class Stop(Exception):
     """The run is left here."""
@@ -368,29 +241,3 @@ def test_resumed_in_mid_epoch_to_the_bit(tmp_path: Path, fault: bool, monkeypatc
         monkeypatch.setattr("funnelrec.learn.checkpoint._set_rng", lambda states, model: None)
     resumed = run(small(), tmp_path / "run", NextToken(0.1))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole) is not fault
-
-
-def test_the_mean_of_checkpoints(tmp_path: Path) -> None:
-    states = [
-        {"w": torch.tensor([1.0, 2.0]), "n": torch.tensor(3)},
-        {"w": torch.tensor([3.0, 6.0]), "n": torch.tensor(5)},
-    ]
-    mean = average_weights(states)
-    assert mean["w"].tolist() == [2.0, 4.0]
-    assert int(mean["n"]) == 5
-    same = average_weights([states[0]] * 3)
-    assert torch.equal(same["w"], states[0]["w"])
-    with pytest.raises(ValueError, match="no checkpoint"):
-        average_weights([])
-    with pytest.raises(ValueError, match="different shapes"):
-        average_weights([states[0], {"w": torch.zeros(3)}])
-    with pytest.raises(ValueError, match="keep must be at least 1"):
-        KeepWeights(small(), tmp_path, keep=0)
-    model = small()
-    kept = KeepWeights(model, tmp_path, keep=2)
-    for epoch, value in enumerate((1.0, 2.0, 4.0)):
-        torch.nn.init.constant_(model.encoder[0].feed_forward.inner.weight, value)
-        kept(epoch)
-    assert [path.name for path in kept.files()] == ["epoch-000001.safetensors", "epoch-000002.safetensors"]
-    kept.load_average()
-    assert model.encoder[0].feed_forward.inner.weight.unique().tolist() == [3.0]
