@@ -53,6 +53,7 @@ const ICONS = {
   remove: () => strokes("M6 6l12 12M18 6 6 18"),
 };
 
+const many = (count, one) => `${number.format(count)} ${one}${count === 1 ? "" : "s"}`;
 const nameOf = (item) => item.title ?? `Item ${item.item_id}`;
 const known = (item) => { items.set(item.item_id, { ...items.get(item.item_id), ...item }); return items.get(item.item_id); };
 const say = (words) => { $("say").textContent = words; };
@@ -245,7 +246,7 @@ function showHistory() {
   $("history-title").textContent = state.user === null ? "History" : `Person ${state.user}`;
   const stored = state.user !== null && !state.changed;
   $("history-note").textContent = stored && state.length > count ? `${count} of ${number.format(state.length)} items`
-    : count ? `${number.format(count)} ${count === 1 ? "item" : "items"}${state.user !== null && state.changed ? ", changed" : ""}` : "";
+    : count ? `${many(count, "item")}${state.user !== null && state.changed ? ", changed" : ""}` : "";
   $("clear").hidden = count === 0 && state.user === null;
   const shown = [...state.history.entries()].reverse().slice(0, state.all ? undefined : HISTORY_SHOWN);
   $("history").replaceChildren(...shown.map(([index, id]) => historyRow(index, items.get(id) ?? { item_id: id })));
@@ -316,12 +317,12 @@ function showResults(query, things, people) {
     return row;
   };
   const itemRows = things.map((item) => option(() => { act(() => add(item.item_id)); $("search").select(); closeResults(); }, pictureOf(item), named(item), h("span", { class: "side", "aria-hidden": "true" }, state.history.includes(item.item_id) ? "in the history" : "+")));
-  const userRows = people.map((p) => option(() => { $("search").value = ""; closeResults(); act(() => choose(p.user_id)); }, h("span", { class: "named" }, h("b", {}, `Person ${p.user_id}`)), h("span", { class: "side" }, `${number.format(p.history_length)} items`)));
+  const userRows = people.map((p) => option(() => { $("search").value = ""; closeResults(); act(() => choose(p.user_id)); }, h("span", { class: "named" }, h("b", {}, `Person ${p.user_id}`)), h("span", { class: "side" }, many(p.history_length, "item"))));
   const found = [group("Items", itemRows), group("People", userRows)].filter(Boolean);
   $("results").replaceChildren(...(found.length ? found : [h("div", { class: "empty", role: "option", "aria-disabled": "true", "aria-selected": "false" }, `Nothing is called “${query}”. Try a part of a title, or an id.`)]));
   $("results").hidden = false;
   $("search").setAttribute("aria-expanded", "true");
-  say(found.length ? `${things.length} items and ${people.length} people found` : "nothing found");
+  say(found.length ? `${many(things.length, "item")} and ${people.length} people found` : "nothing found");
 }
 
 function closeResults() {
@@ -418,7 +419,7 @@ function showReason(answer) {
   line.classList.toggle("degraded", Boolean(answer.degraded));
   if (alone && !answer.degraded) {
     const count = answer.items.filter((i) => i.interest === state.only).length;
-    line.replaceChildren(badge(state.only), ` Interest ${letter(state.only)} has ${count} of these ${answer.items.length} items; it brought ${number.format(alone.candidates)} candidates to be ranked. `,
+    line.replaceChildren(badge(state.only), ` Interest ${letter(state.only)} has ${count} of these ${answer.items.length} items; it brought ${many(alone.candidates, "candidate")} to be ranked. `,
       h("button", { type: "button", class: "small", onclick: () => { state.only = null; showAnswer(); } }, "Show all"));
     return;
   }
@@ -592,7 +593,7 @@ function showInterests(answer) {
     return h("article", { class: on ? "interest on" : "interest", role: "listitem" },
       h("h3", {}, badge(n), h("button", { type: "button", class: "title", "aria-pressed": String(on), title: on ? "Show all interests" : "Show this one alone", onclick: () => { state.only = on ? null : n; showAnswer(); [...$("interests").querySelectorAll("button")][found.indexOf(interest)]?.focus(); } }, about(interest) || `Interest ${letter(n)}`)),
       h("div", { class: "share" }, bar),
-      h("p", { class: "note" }, `${number.format(interest.candidates)} candidates, ${shown} in the list`),
+      h("p", { class: "note" }, `${many(interest.candidates, "candidate")}, ${shown} in the list`),
       h("ol", {}, interest.items.slice(0, 4).map((item) => { const line = h("li", { title: nameOf(item) }, nameOf(item)); hover(line, item.item_id); return line; })));
   }));
 }

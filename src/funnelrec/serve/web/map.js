@@ -51,8 +51,15 @@ export class ItemMap {
 
   // -------------------------------------------------------------------------------------------------- the view
   get size() { return [this.canvas.clientWidth, this.canvas.clientHeight]; }
-  get scale() { const [w, h] = this.size; return (Math.min(w, h) / 2) * FIT * this.view.zoom; }
-  screen(x, y) { const [w, h] = this.size; const s = this.scale; return [w / 2 + (x - this.view.x) * s, h / 2 - (y - this.view.y) * s]; }
+  get scale() { return this.lens().s; }
+  screen(x, y) { const { s, left, top } = this.lens(); return [left + x * s, top - y * s]; }
+
+  /** The way from the map to the box, read once where many items take it: (left + x s, top - y s). */
+  lens() {
+    const [w, h] = this.size;
+    const s = (Math.min(w, h) / 2) * FIT * this.view.zoom;
+    return { s, left: w / 2 - this.view.x * s, top: h / 2 + this.view.y * s };
+  }
 
   zoomBy(factor, at = null) {
     const zoom = Math.min(CLOSEST, Math.max(0.6, this.view.zoom * factor));
@@ -179,10 +186,12 @@ export class ItemMap {
     if (!this.points) return -1;
     const { x, y, count } = this.points;
     const marked = new Set([...this.marks.recommended, ...this.marks.history]);
+    const { s, left, top } = this.lens();
     let best = -1, least = reach;
     for (let i = 0; i < count; i += 1) {
-      const [sx, sy] = this.screen(x[i], y[i]);
-      const far = Math.hypot(sx - here[0], sy - here[1]) - (marked.has(i) ? 4 : 0);
+      const dx = left + x[i] * s - here[0], dy = top - y[i] * s - here[1];
+      if (dx > 30 || dx < -30 || dy > 30 || dy < -30) continue;
+      const far = Math.hypot(dx, dy) - (marked.has(i) ? 4 : 0);
       if (far < least) { least = far; best = i; }
     }
     return best;
@@ -193,12 +202,12 @@ export class ItemMap {
     if (!this.points || !this.points.count) return -1;
     if (this.focus < 0) return this.marks.recommended[0] ?? 0;
     const { x, y, count } = this.points;
-    const from = this.screen(x[this.focus], y[this.focus]);
+    const { s } = this.lens();
     let best = this.focus, least = Infinity;
     for (let i = 0; i < count; i += 1) {
-      const [sx, sy] = this.screen(x[i], y[i]);
-      const ahead = (sx - from[0]) * dx + (sy - from[1]) * dy;
-      const aside = Math.abs((sx - from[0]) * dy) + Math.abs((sy - from[1]) * dx);
+      const right = (x[i] - x[this.focus]) * s, down = (y[this.focus] - y[i]) * s;
+      const ahead = right * dx + down * dy;
+      const aside = Math.abs(right * dy) + Math.abs(down * dx);
       if (ahead < STEP || aside > ahead) continue;
       const cost = ahead + 1.5 * aside;
       if (cost < least) { least = cost; best = i; }
@@ -225,7 +234,10 @@ export class ItemMap {
       cx = sx / sum; cy = sy / sum;
     }
     const near = own.filter((i) => Math.hypot(x[i] - cx, y[i] - cy) < 0.35);
-    if (near.length / own.length < 0.4) return null;
+    let around = 0; // items of any group: a name among others' items would mislead
+    for (let i = 0; i < x.length; i += 1) around += Math.hypot(x[i] - cx, y[i] - cy) < 0.2;
+    const pure = own.filter((i) => Math.hypot(x[i] - cx, y[i] - cy) < 0.2).length / Math.max(1, around);
+    if (near.length / own.length < 0.4 || pure < 0.4) return null;
     const heights = near.filter((i) => Math.hypot(x[i] - cx, y[i] - cy) < 0.2).map((i) => y[i]).sort((a, b) => a - b);
     return { name, x: cx, y: heights[Math.floor(0.98 * (heights.length - 1))] ?? cy }; // above the items, not over them
   }
@@ -257,21 +269,24 @@ export class ItemMap {
     const { x, y, count } = this.points;
     const [w, h] = this.size;
     const radius = Math.min(5, Math.max(1.5, (85 / Math.sqrt(count)) * Math.sqrt(this.view.zoom)));
+    const square = count > 5000 && radius < 2.2; // nobody sees the corners, and a circle costs ten times as much
     const paths = new Map();
+    const hues = this.groups.map((_, n) => groupColour(n, this.groups.length, this.ink.dark));
+    const { s, left, top } = this.lens();
     for (let i = 0; i < count; i += 1) {
-      const [sx, sy] = this.screen(x[i], y[i]);
+      const sx = left + x[i] * s, sy = top - y[i] * s;
       if (sx < -9 || sy < -9 || sx > w + 9 || sy > h + 9) continue;
       const brought = this.marks.brought.get(i);
       let colour = this.ink.dot;
-      if (this.mode === "group" && this.group && this.group[i] >= 0) colour = groupColour(this.group[i], this.groups.length, this.ink.dark);
+      if (this.mode === "group" && this.group && this.group[i] >= 0) colour = hues[this.group[i]];
       if (brought !== undefined && this.mode !== "group") colour = this.ink.interests[brought % 8];
       const faint = this.lit && !this.lit.has(i);
-      const key = `${colour}|${faint}`;
-      if (!paths.has(key)) paths.set(key, { colour, faint, path: new Path2D() });
-      const { path } = paths.get(key);
+      const key = faint ? `${colour}|` : colour;
+      let layer = paths.get(key);
+      if (!layer) paths.set(key, layer = { colour, faint, path: new Path2D() });
       const r = radius * (this.lit && !faint ? 1.6 : 1);
-      path.moveTo(sx + r, sy);
-      path.arc(sx, sy, r, 0, 7);
+      if (square) layer.path.rect(sx - r, sy - r, 2 * r, 2 * r);
+      else { layer.path.moveTo(sx + r, sy); layer.path.arc(sx, sy, r, 0, 7); }
     }
     for (const { colour, faint, path } of paths.values()) {
       g.globalAlpha = faint ? 0.22 : 0.85;
