@@ -15,7 +15,7 @@ import pytest
 from funnelrec.core.schema import Category, Number, Schema, Text
 from funnelrec.data import download
 from funnelrec.data.ingest import BadRowsError
-from funnelrec.data.sources import _files, criteo, csv, frappe, movielens
+from funnelrec.data.sources import _files, criteo, csv, frappe, movielens, sessions
 
 ML_1M = {
     "ratings.dat": "1::7::5::978300760\n2::7::3::978300761\n2::9::1::978300762\n",
@@ -304,6 +304,38 @@ def test_real_criteo(real_data: Path) -> None:
     tables = criteo.load(real_data / "criteo-10k" / "criteo_first10000_train.txt.gz")
     assert tables.events.height == 10_000
     assert tables.events["label"].sum() == 2_182
+
+
+def test_yoochoose_sessions(tmp_path: Path) -> None:
+    (tmp_path / "yoochoose-clicks-100k_train_full.txt").write_text("SessionId\tItemId\tTime\n3\t8\t10.9\n3\t9\t10.1\n")
+    (tmp_path / "yoochoose-clicks-100k_test.txt").write_text("SessionId\tItemId\tTime\n3\t9\t20.0\n")
+    tables = sessions.load(tmp_path)
+    assert tables.events.rows() == [(3, 9, 10), (3, 8, 10), (7, 9, 20)]  # the test's session 3 is another one
+    assert tables.part is not None and tables.part.tolist() == [0, 0, 2]
+    (tmp_path / "yoochoose-clicks-100k_test.txt").write_text("SessionId\tItemId\tTime\nx\t9\t20.0\n")
+    with pytest.raises(ValueError, match=r"yoochoose-clicks-100k_test.txt is not a table of SessionId, ItemId, Time"):
+        sessions.load(tmp_path)
+
+
+def test_diginetica_sessions_are_put_together_from_their_prefixes(tmp_path: Path) -> None:
+    (tmp_path / "train_sessions.txt").write_text("5 6\n7 8 9\n")
+    (tmp_path / "test_prefix_target.txt").write_text("5 6 7\t9\n5 6\t7\n5\t6\n5\t8\n")
+    tables = sessions.load(tmp_path, variant="diginetica")
+    assert tables.events["item"].to_list() == [5, 6, 7, 8, 9, 5, 6, 7, 9, 5, 8]
+    assert tables.events["session"].to_list() == [0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3]
+    (tmp_path / "train_sessions.txt").write_text("5 x\n")
+    with pytest.raises(ValueError, match=r"train_sessions.txt must hold item numbers alone"):
+        sessions.load(tmp_path, variant="diginetica")
+    with pytest.raises(ValueError, match="variant must be one of yoochoose, diginetica, received 'tmall'"):
+        sessions.load(tmp_path, variant="tmall")
+
+
+def test_real_sessions(real_data: Path) -> None:
+    clicks = sessions.load(real_data / "session-yoochoose100k").part
+    assert clicks is not None and np.bincount(clicks).tolist() == [70_278, 0, 13_568]
+    tables = sessions.load(real_data / "session-diginetica", variant="diginetica")
+    assert tables.part is not None and np.bincount(tables.part).tolist() == [906_140, 0, 60_858 + 15_963]
+    assert tables.events["session"].n_unique() == 186_670 + 15_963
 
 
 def test_no_source_needs_the_network_to_be_imported() -> None:
