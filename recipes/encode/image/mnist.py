@@ -58,8 +58,8 @@ class Setting:
 SMALL = {"width": 64, "capsule_types": 8}
 SETTINGS = {
     "lenet": Setting("LeNet-5", {}, 12, 3e-3, 0.990),
-    "capsnet": Setting("CapsNet, small, 3 iterations", SMALL, 8, 2e-3, 0.990),
-    "capsnet_1": Setting("CapsNet, small, 1 iteration", {**SMALL, "iterations": 1}, 8, 2e-3, 0.990),
+    "capsnet": Setting("CapsNet, small, 3 iterations", SMALL, 4, 2e-3, 0.990),
+    "capsnet_1": Setting("CapsNet, small, 1 iteration", {**SMALL, "iterations": 1}, 4, 2e-3, 0.990),
     "capsnet_full": Setting("CapsNet, full, 3 iterations", {}, 30, 1e-3, 0.995),
 }
 
