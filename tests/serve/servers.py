@@ -10,16 +10,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
-__all__ = ["Answer", "Client", "Server", "ask", "running"]
+__all__ = ["Answer", "Client", "Server", "ask", "on_loop", "running"]
 
+Result = TypeVar("Result")
 LISTENING = re.compile(r"on http://127\.0\.0\.1:(\d+)")
 
 
@@ -86,6 +87,9 @@ class Answer:
         return json.loads(self.body)
 
 
+_CLIENTS: list[Client] = []  # of the loop that runs
+
+
 @dataclass
 class Client:
     """One connection that is kept; a new one when the server has closed it."""
@@ -94,6 +98,9 @@ class Client:
     headers: dict[str, str] = field(default_factory=dict)
     _reader: asyncio.StreamReader | None = None
     _writer: asyncio.StreamWriter | None = None
+
+    def __post_init__(self) -> None:
+        _CLIENTS.append(self)
 
     async def ask(self, path: str, body: Any = None, *, raw: bytes | None = None, verb: str | None = None) -> Answer:
         """One request. Raises ConnectionRefusedError when nobody listens, ConnectionError when it was lost."""
@@ -128,14 +135,25 @@ async def _head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
     return int(lines[0].split()[1]), headers
 
 
+def on_loop(work: Coroutine[Any, Any, Result]) -> Result:
+    """`asyncio.run`, and every client's connection is closed in the end."""
+
+    async def closing() -> Result:
+        _CLIENTS.clear()
+        try:
+            return await work
+        finally:
+            for client in _CLIENTS:
+                client.close()
+            await asyncio.sleep(0.01)  # until they are
+
+    return asyncio.run(closing())
+
+
 def ask(port: int, path: str, body: Any = None, **options: Any) -> Answer:
     """One request on a connection of its own."""
 
     async def once() -> Answer:
-        client = Client(port, options.pop("headers", {}))
-        try:
-            return await client.ask(path, body, **options)
-        finally:
-            client.close()
+        return await Client(port, options.pop("headers", {})).ask(path, body, **options)
 
-    return asyncio.run(once())
+    return on_loop(once())

@@ -44,6 +44,10 @@ Name = Annotated[str, Field(max_length=MAX_ID)]
 Filters = Annotated[dict[Name, Value | Values], Field(max_length=32)]
 Context = Annotated[dict[Name, Value | Values | None], Field(max_length=64)]
 K = Annotated[int, Field(strict=True, ge=1, le=MAX_K)]
+Moment = (
+    Annotated[str, Field(strict=True, max_length=40, json_schema_extra={"format": "date-time"})]
+    | Annotated[int, Field(strict=True, ge=0, lt=2**43)]
+)
 Deadline = Annotated[int, Field(strict=True, ge=1, le=60_000)]
 
 
@@ -151,7 +155,7 @@ class Event(_Question):
     user_id: Id
     item_id: Id
     event: Annotated[str, Field(strict=True, max_length=64)] | None = None
-    timestamp: Annotated[str, Field(strict=True, max_length=40)] | Whole | None = Field(
+    timestamp: Moment | None = Field(
         None, description="RFC 3339, or milliseconds since 1970; now where it is left out. Kept in the spool."
     )
 
@@ -382,7 +386,9 @@ def parse(raw: bytes, model: type[Question]) -> Question:
     """A checked question. Raises BodyError that names the places and what is wrong there."""
     try:
         orjson.loads(raw)  # strict: UTF-8, no NaN, no lone surrogate, bounded depth
-        body = json.loads(raw, object_pairs_hook=_unique)  # the one that can tell of a key that stands twice
+        body = json.loads(
+            raw, object_pairs_hook=_unique, parse_float=_number
+        )  # the one that can tell of a key that stands twice
     except (ValueError, RecursionError) as error:
         raise BodyError(f"the body is no JSON: {error}") from None
     try:
@@ -403,6 +409,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("an object has a key twice")
     return found
+
+
+def _number(text: str) -> int | float:
+    """To JSON Schema, 7.0 is an integer."""
+    number = float(text)
+    return int(number) if number.is_integer() and abs(number) < 2**53 else number
 
 
 def _place(where: tuple[int | str, ...]) -> str:

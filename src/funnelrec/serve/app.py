@@ -153,6 +153,7 @@ def create_app(live: Live, settings: Settings) -> Gate:
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(ProblemError, _problem)
+    app.add_exception_handler(Exception, _bug)
     return Gate(
         app,
         measure=shop.measure,
@@ -256,8 +257,6 @@ def _catalogue(app: FastAPI, shop: Shop) -> None:
     ) -> Response:
         """Search items by id, title and text; or describe those of `ids`, with commas between."""
         loaded = shop.loaded()
-        if (query is None) == (ids is None):
-            raise ProblemError(400, "give either query or ids, ids with commas between")
         if ids is not None:
             wanted = [i for i in ids.split(",") if i][:256]
             rows = loaded.store.item_rows([wanted])[0].tolist() if wanted else []
@@ -413,7 +412,8 @@ def _moment(timestamp: int | str | None, now: float) -> float:
     try:
         if isinstance(timestamp, int):
             return min(now, timestamp / 1000)
-        return min(now, datetime.fromisoformat(timestamp).astimezone().timestamp())
+        written = timestamp.upper().replace(":60", ":59")  # a leap second
+        return min(now, datetime.fromisoformat(written).astimezone().timestamp())
     except (ValueError, OverflowError, OSError):
         raise ProblemError(400, "a timestamp is written 2026-11-20T10:00:00Z, or in milliseconds since 1970") from None
 
@@ -446,6 +446,10 @@ def _version(loaded: Loaded) -> dict[str, Any]:
 async def _problem(call: Call, error: Exception) -> Response:
     assert isinstance(error, ProblemError)
     return problem(error, call.url.path, call.state.request_id)
+
+
+async def _bug(call: Call, error: Exception) -> Response:
+    return await _problem(call, ProblemError(500, "something went wrong here; the log has it under this request_id"))
 
 
 async def _refused(call: Call, error: Exception) -> Response:

@@ -305,6 +305,8 @@ class Funnel:
             raise RequestError("this funnel has no ranker, so it cannot score items; fit it with --rank din")
         batch, _, fallbacks = self.batch([request])
         context_ids, context_numbers = self.store.encode_contexts([request.context or {}])
+        if not len(rows):
+            return torch.zeros(0), fallbacks[0]
         return self.pipeline.rank(batch, rows.unsqueeze(0), context_ids, context_numbers)[0], fallbacks[0]
 
     def similar(self, item: int | str, *, k: int = 10, filters: Mapping[str, Any] | None = None) -> Recommendation:
