@@ -125,8 +125,8 @@ def test_given_hands_out_the_published_parts() -> None:
         Given(part).assign(zeros[:2], zeros[:2])
     with pytest.raises(ValueError, match=r"no published part; choose"):
         Given().assign(zeros, zeros)
-    with pytest.raises(ValueError, match=r"received 3"):
-        Given(np.array([3], np.uint8))
+    with pytest.raises(ValueError, match=r"received 4"):
+        Given(np.array([4], np.uint8))
 
 
 @pytest.mark.parametrize(

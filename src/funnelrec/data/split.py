@@ -195,13 +195,16 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Given:
-    """A published split: `part` uint8 [n] says 0 train, 1 valid, 2 test for each row, in the order of the rows."""
+    """A published split: `part` uint8 [n] says 0 train, 1 valid, 2 test for each row, in the order of the rows, or 3
+    (HISTORY) for what is read and is in no part."""
 
     part: PartArray | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.part is not None and self.part.size and int(self.part.max()) > TEST:
-            raise ValueError(f"a published part is 0 train, 1 valid or 2 test, received {int(self.part.max())}")
+        if self.part is not None and self.part.size and int(self.part.max()) > HISTORY:
+            raise ValueError(
+                f"a published part is 0 train, 1 valid, 2 test or 3 history, received {int(self.part.max())}"
+            )
 
     def assign(self, user: Int64Array, time: Int64Array) -> PartArray:
         """The given parts. Raises ValueError when there are none or their number is not the number of events."""

@@ -38,6 +38,7 @@ __all__ = [
     "CrossEntropy",
     "FullSoftmax",
     "InBatchSoftmax",
+    "ListSoftmax",
     "Loss",
     "SampledBCE",
     "SampledSoftmax",
@@ -73,6 +74,21 @@ class BCE:
         if "weight" not in batch:
             return each.mean()
         return (each * batch.weight).sum() / batch.weight.sum().clamp(min=torch.finfo(each.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class ListSoftmax:
+    """Softmax over lists of 1 + `negatives` rows, the first of which is the one that was taken (data/lists.py)."""
+
+    negatives: int
+
+    def __post_init__(self) -> None:
+        if self.negatives < 1:
+            raise ValueError(f"a list needs at least 1 negative, received {self.negatives}")
+
+    def __call__(self, model: Any, batch: Batch) -> Tensor:
+        logits: Tensor = model(batch).float().view(-1, 1 + self.negatives)  # (lists, 1 + negatives)
+        return (logits.logsumexp(1) - logits[:, 0]).mean()
 
 
 @dataclass(frozen=True)
