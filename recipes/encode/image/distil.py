@@ -1,6 +1,6 @@
 """Distillation on MNIST: a small network, 500 labels, 7,500 pictures without, and a teacher that has seen more.
 
-Run:      python recipes/encode/image/distil.py FOLDER_OF_THE_IDX_FILES [--seeds 0 1 2 3 4]
+Run:      python recipes/encode/image/distil.py FOLDER_OF_THE_IDX_FILES [--seeds 0 1 2 3 4] [--out FOLDER]
 Hardware: 1 CPU core, 2 GB
 Expected: with the teacher at least 3 points above the labels alone; the measured table is docs/images.md
 
@@ -20,6 +20,7 @@ All have the same number of steps.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 from collections.abc import Sequence
@@ -150,10 +151,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("source", type=Path, help="folder of the four idx files")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--out", type=Path, default=Path("distil_runs"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    options.out.mkdir(parents=True, exist_ok=True)
     images = sources.mnist(options.source)
-    sys.stdout.write(table([run(images, seed) for seed in options.seeds]) + "\n")
+    file = options.out / "results.json"
+    rows: dict[str, dict[str, float]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    for seed in options.seeds:
+        if str(seed) not in rows:
+            rows[str(seed)] = run(images, seed)
+            file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    sys.stdout.write(table(list(rows.values())) + "\n")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ from funnelrec.learn.transfer import (
 
 WIDTH = 16  #: as recipes/encode/image/cifar10.py
 FILMS = Augment(degrees=10, zoom=(0.9, 1.1), shift=0.05, brightness=0.15, contrast=0.15)  # no flip: hearts lie left
-HOW = Training(epochs=15, lr=2e-3, batch_size=64, weight_decay=0.05, label_smoothing=0.05, balance=1.0, augment=FILMS)
+HOW = Training(epochs=10, lr=2e-3, batch_size=64, weight_decay=0.05, label_smoothing=0.05, balance=1.0, augment=FILMS)
 BODY = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 SLOW = {"conv1": 0.1, "bn1": 0.1, "layer1": 0.1, "layer2": 0.2, "layer3": 0.3, "layer4": 0.5}
 METHODS = {
