@@ -1,6 +1,19 @@
-"""Rankers that read histories, each against the same network with mean pooling, on three data sets.
+"""Rankers that read histories, each against the same network with mean pooling, on real logs and made-up worlds.
 
-Run:      python recipes/rank/sequence.py world|movielens|amazon [FOLDER] [--models base din dien dsin …] [--seed 0]
+Run:      python recipes/rank/sequence.py world|narrow|films|amazon [FOLDER] [--models NAME …] [--ablations] [--seed 0]
+Hardware: 1 CPU core, 1 GB; all rows of world half an hour, the four main rows of the others 10 to 20 minutes
+Expected: test AUC above mean pooling with a 95 % interval by users, seed 0 (docs/ranking.md has the tables)
+          amazon  DIN +.0218 ± .0042, DIEN +.0417 ± .0044
+          films   DIN +.0002 ± .0010, DIEN +.0044 ± .0014, DSIN +.0116 ± .0016
+          world   DIN +.0003 ± .0035, DIEN +.0065 ± .0047, DSIN +.0396 ± .0071
+          narrow  DIN +.0062 ± .0047, DIEN +.0097 ± .0058, DSIN +.0505 ± .0078
+
+world:  sessions of one intent, three interests a user, vectors of width 8: their mean still tells all three apart, so
+        DIN adds nothing, while what reads order (DIEN) and sessions (DSIN) does.
+narrow: four interests in vectors of width 4: a mean no longer holds them, and DIN is better than it.
+films:  MovieLens-1M, ratings from 4 up. amazon: reviews with category and brand. Both: one negative a positive, drawn
+        uniformly.
+Histories end strictly before each event; the split is by global time; all rows of a table are trained alike.
 """
 
 from __future__ import annotations
@@ -68,6 +81,11 @@ def world(path: Path | None) -> Tables:
     return simulate.load(users=3000, items=1000, interests=3, session_intent=1.0).tables
 
 
+def narrow(path: Path | None) -> Tables:
+    """The same with four interests, which have to share a vector of four numbers."""
+    return simulate.load(users=3000, items=1000, interests=4, session_intent=1.0).tables
+
+
 def films(path: Path | None) -> Tables:
     """MovieLens-1M: films rated 4 or 5; other ratings are left out."""
     tables = movielens.load(path)
@@ -93,6 +111,7 @@ def amazon(path: Path | None) -> Tables:
 
 SOURCES = {
     "world": Source(world, max_len=20, embedding_dim=8, epochs=8, sessions={"num_sessions": 6, "session_length": 4}),
+    "narrow": Source(narrow, max_len=20, embedding_dim=4, epochs=8, sessions={"num_sessions": 6, "session_length": 4}),
     "films": Source(films, max_len=20, negatives=1, newest=80_000, epochs=8),
     "amazon": Source(
         amazon,
