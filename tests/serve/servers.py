@@ -49,7 +49,7 @@ class Server:
 def running(folder: Path, log_file: Path, *options: str, program: str | None = None, **env: str) -> Iterator[Server]:
     """`funnelrec serve` on a free port; or `program`, Python text that starts one in another way."""
     start = ["-c", program] if program is not None else ["-m", "funnelrec"]
-    words = ["serve", str(folder), "--port", "0", "--threads", "1", "--drain", "0.5", *options]
+    words = ["serve", str(folder), "--port", "0", "--threads", "1", "--drain", "2", *options]
     with log_file.open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, *start, *words],
