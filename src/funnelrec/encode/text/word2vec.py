@@ -28,7 +28,7 @@ from funnelrec.core.nn.skipgram import SkipGram
 from funnelrec.core.shapes import FIRST_KNOWN
 from funnelrec.encode.text.tokens import Tokens
 
-__all__ = ["Words", "learn_words", "spearman"]
+__all__ = ["Words"]
 
 WEIGHTS, VOCABULARY = "words.safetensors", "words.json"
 RARE = 1e-3  #: a of Eq. (3)
