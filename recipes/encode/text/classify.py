@@ -1,8 +1,10 @@
 """Sentence polarity (MR): averaging, recurrence and convolution over words, each beside a linear model of word pairs.
 
 Run:      python recipes/encode/text/classify.py DATA [--folds 10] [--vectors FOLDER] [--models average lstm ...]
-Hardware: 1 CPU core
-Expected: TODO
+Hardware: 1 CPU core; 1 to 20 processor seconds a model and fold
+Expected: fold 0 (--folds 1), no vectors: NB logistic .7826, average .7779, lstm .7638, bilstm .7713, textcnn .7591,
+          student alone .7769, distilled .7713 (with .094 of the teacher's parameters). No network that begins at
+          random passes the linear model; the differences between them are within the error of one fold
 
 DATA holds mr-rt-polarity/rt-polarity.{pos,neg}.gz: 5,331 good and 5,331 bad sentences. There is no official test part,
 so there are ten folds, drawn once; a fold is tested by models of the rest, of which a tenth chooses the epoch. The

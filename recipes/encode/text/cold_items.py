@@ -1,8 +1,9 @@
 """Films that nobody has seen yet, found by what is written of them: plots as vectors beside genres.
 
 Run:      python recipes/encode/text/cold_items.py FOLDER_OF_ML_1M_COLD MOVIES_DAT [--vectors FOLDER]
-Hardware: 1 CPU core
-Expected: TODO
+Hardware: 1 CPU core, 1 GB; 5 processor seconds
+Expected: Recall@20 among 905 new films: genres .1951, plot, tf-idf .1560, genres + plot, tf-idf .2209, which is .0258
+          above genres (95 %: .0236 to .0281); NDCG@20 .1919, .1600, .2216
 
 The split is strict: the 905 films of the test part are in no training pair and in no vocabulary. Users and the other
 films are 48 factors of the training pairs; a ridge regression from a film's content to its factors places the new films
