@@ -84,7 +84,7 @@ def pretrain(args: argparse.Namespace, tokens: Tokens, texts: Sequence[str]) -> 
     """Guess hidden words; the network and its figures on held-out reviews."""
     held = MaskedTexts(tokens, texts[:500], max_len=args.length)
     # most of the text is seen once, so that nothing can be learnt by heart
-    shown = MaskedTexts(tokens, texts[500 : 500 + args.texts], max_len=args.length)
+    shown = MaskedTexts(tokens, texts[500 : 500 + args.texts], max_len=args.length, share=args.share)
     train = Batches(shown, args.batch, shuffle=True, drop_last=True)
     valid = TokenBatches(held, 8192, held.lengths.unsqueeze(1))
     torch.manual_seed(0)
@@ -138,6 +138,9 @@ def compare(args: argparse.Namespace, tokens: Tokens, pretrained: Bert, folder: 
     keep = (inner >= 0).nonzero().squeeze(1)
     best: dict[str, float] = {}
     for name, begin, rates in (("pretrained", pretrained, args.tuned_lrs), ("scratch", None, args.scratch_lrs)):
+        if len(rates) == 1:
+            best[name] = rates[0]
+            continue
         found = {
             lr: float(
                 tuned(args, tokens, begin, [texts[i] for i in keep.tolist()], labels[keep], folds[keep], 1, lr, 0)
@@ -169,20 +172,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("imdb", type=Path)
     parser.add_argument("mr", type=Path)
-    parser.add_argument("--size", type=int, default=8000, help="pieces of the vocabulary")
-    parser.add_argument("--texts", type=int, default=20_000, help="reviews to train on")
+    parser.add_argument("--size", type=int, default=4000, help="pieces of the vocabulary")
+    parser.add_argument("--texts", type=int, default=14_000, help="reviews to train on")
     parser.add_argument("--steps", type=int, default=1, help="at least so many; always whole epochs")
-    parser.add_argument("--dim", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--length", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=64, help="pieces of a batch")
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--warmup", type=int, default=200, help="steps")
+    parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--heads", type=int, default=2)
+    parser.add_argument("--length", type=int, default=48)
+    parser.add_argument("--batch", type=int, default=32, help="pieces of a batch")
+    parser.add_argument("--share", type=float, default=0.3, help="of the tokens that are hidden in training")
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--warmup", type=int, default=100, help="steps")
     parser.add_argument("--epochs", type=int, default=3, help="of fine-tuning")
     parser.add_argument("--folds", type=int, default=2, help="of MR that are tested, up to 4")
-    parser.add_argument("--tuned-lrs", type=float, nargs="+", default=[3e-4])
-    parser.add_argument("--scratch-lrs", type=float, nargs="+", default=[3e-4, 1e-3])
+    parser.add_argument("--tuned-lrs", type=float, nargs="+", default=[1e-3])
+    parser.add_argument("--scratch-lrs", type=float, nargs="+", default=[1e-3])
     parser.add_argument("--out", type=Path, required=True, help="where vocabulary, weights and figures go")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ def train(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         num_heads=args.heads, ff_dim=args.ff, dropout=args.dropout, pre_norm=not args.post_norm, max_len=200,
     )  # fmt: skip
     kept = KeepWeights(model, folder / "epochs", keep=args.average)
-    started, epoch = time.monotonic(), iter(range(args.epochs))
+    done = [int(path.stem.removeprefix("epoch-")) for path in kept.files()]
+    started, epoch = time.monotonic(), count(max(done, default=-1) + 1)  # a run that was cut off goes on
 
     def scores(part: str) -> dict[str, float]:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -94,7 +96,7 @@ def train(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     fit(
         model, batches["train"], NextToken(label_smoothing=args.smoothing), epochs=args.epochs,
         lr=args.peak if args.constant else peak, schedule=schedule, clip_norm=1.0, validate=validate,
-        seed=args.seed, bf16=True, progress=False,
+        seed=args.seed, bf16=True, progress=False, folder=folder / "run", checkpoint_every=100,
     )  # fmt: skip
     seconds = time.monotonic() - started
     kept.load_average()
@@ -102,14 +104,14 @@ def train(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     result: dict[str, Any] = {"seconds": round(seconds), "parameters": sum(p.numel() for p in model.parameters())}
     result |= {f"valid_{name}": round(value, 4) for name, value in scores("valid").items()}
     for part in ("valid", "test"):
-        for beam in (1, args.beam):
+        for beam in () if args.sentences == 0 else (1, args.beam):
             begun = time.monotonic()
-            written = translate(model, tokens, text[part, "de"], beam, args.alpha)
-            score, signature = bleu(written, text[part, "en"])
+            written = translate(model, tokens, text[part, "de"][: args.sentences], beam, args.alpha)
+            score, signature = bleu(written, text[part, "en"][: args.sentences])
             result[f"{part}_bleu_beam{beam}"] = round(score, 2)
             result["signature"] = signature
+            result["examples"] = list(zip(text[part, "de"][:3], written[:3], text[part, "en"][:3], strict=True))
             say(f"{part} beam {beam}: BLEU {score:.2f} ({time.monotonic() - begun:.0f} s)")
-    result["examples"] = list(zip(text["test", "de"][:3], written[:3], text["test", "en"][:3], strict=True))
     return result
 
 
@@ -140,6 +142,7 @@ def main() -> None:
     parser.add_argument("--average", type=int, default=5, help="epochs whose weights are averaged")
     parser.add_argument("--beam", type=int, default=5)
     parser.add_argument("--alpha", type=float, default=1.0)
+    parser.add_argument("--sentences", type=int, help="translate so many of each part alone; 0: none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="where the weights of epochs and result.json go")
     args = parser.parse_args()

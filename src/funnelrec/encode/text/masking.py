@@ -51,8 +51,10 @@ class MaskedTexts:
     What is hidden is drawn anew for every batch; without a generator (evaluation) it is always the same.
     """
 
-    def __init__(self, tokens: Tokens, texts: Sequence[str], *, max_len: int = 128, shortest: int = 8) -> None:
-        self.num_tokens = len(tokens)
+    def __init__(
+        self, tokens: Tokens, texts: Sequence[str], *, max_len: int = 128, shortest: int = 8, share: float = SHARE
+    ) -> None:
+        self.num_tokens, self.share = len(tokens), share
         room = _room(max_len, 2)
         self.pieces = [
             torch.tensor([CLS, *row[start : start + room], SEP])
@@ -68,7 +70,9 @@ class MaskedTexts:
     def gather(self, index: Int[Tensor, "B"], generator: torch.Generator | None) -> Batch:
         """The pieces at `index`, some of their tokens hidden."""
         text = padded([self.pieces[i] for i in index.tolist()])
-        read, hidden = hide_tokens(text, self.num_tokens, generator or torch.Generator().manual_seed(0))
+        read, hidden = hide_tokens(
+            text, self.num_tokens, generator or torch.Generator().manual_seed(0), share=self.share
+        )
         return Batch(text=read, hidden=hidden)
 
 
