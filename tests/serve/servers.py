@@ -58,7 +58,7 @@ def running(folder: Path, log_file: Path, *options: str, program: str | None = N
             env={**os.environ, "OMP_NUM_THREADS": "1", **env},
         )
     try:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while not (found := LISTENING.search(log_file.read_text())):
             if process.poll() is not None or time.monotonic() > until:
                 raise RuntimeError(f"the server did not start: {log_file.read_text()}")
@@ -68,7 +68,7 @@ def running(folder: Path, log_file: Path, *options: str, program: str | None = N
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
             try:
-                process.wait(30)
+                process.wait(120)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

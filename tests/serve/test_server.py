@@ -391,11 +391,11 @@ def depart(folder: Path, log: Path, how: signal.Signals, seed: int) -> tuple[dic
         clients = [asyncio.create_task(until_refused(server.port, seed * 10 + n, counts)) for n in range(6)]
         await asyncio.sleep(0.5 + random.Random(seed).random())
         server.process.send_signal(how)
-        await asyncio.wait_for(asyncio.gather(*clients), 60)
+        await asyncio.wait_for(asyncio.gather(*clients), 120)
 
     with running(folder, log, "--queue", "64") as server:
         on_loop(run(server))
-        return counts, server.process.wait(30)
+        return counts, server.process.wait(120)
 
 
 def test_sigterm_under_load_loses_nothing(folder: Path, tmp_path: Path) -> None:
