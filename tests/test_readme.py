@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from funnelrec.cli.models_table import filled
@@ -34,11 +35,13 @@ def run(command: list[str], folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the events.csv and items.csv that the README speaks of."""
+    """A folder with the events.csv, items.csv and new.csv that the README speaks of."""
     folder = tmp_path_factory.mktemp("shop")
     world = simulate.load(users=60, items=80, events=4000)
     world.tables.events.write_csv(folder / "events.csv")
-    world.tables.items.drop("picture", strict=False).write_csv(folder / "items.csv")
+    items = world.tables.items.drop("picture", strict=False)
+    items.write_csv(folder / "items.csv")
+    items[:2].with_columns(pl.col("item") + 1000).write_csv(folder / "new.csv")
     return folder
 
 
