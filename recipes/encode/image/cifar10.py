@@ -141,7 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = options.out / f"{name}.{options.seed}"
         row = run(name, images, seed=options.seed, folder=folder, progress=sys.stderr.isatty())
         model = row.pop("model")
-        save_file(model.network.state_dict(), options.out / f"{name}.{options.seed}.safetensors")
+        weights = {key: tensor.contiguous() for key, tensor in model.network.state_dict().items()}
+        save_file(weights, options.out / f"{name}.{options.seed}.safetensors")
         file.write_text(json.dumps([*rows, row], indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(table(json.loads(file.read_text(encoding="utf-8"))) + "\n")
 
