@@ -37,7 +37,7 @@ from funnelrec import Dataset, Schema
 from funnelrec.core.batch import Batch
 from funnelrec.core.schema import Category
 from funnelrec.data.batches import Batches
-from funnelrec.data.examples import NextItem
+from funnelrec.data.examples import NextItem, Queries
 from funnelrec.data.ingest import read_table
 from funnelrec.data.sources import movielens
 from funnelrec.data.split import HeldOutUsers
@@ -66,7 +66,7 @@ class Setting:
     lr: float = 4e-3
     batch: int = 256
     every: bool = False  #: learns at every position of a history
-    temperature: float = 1.0  #: of the softmax; small where a squashed interest is shorter than 1
+    temperature: float = 1.0  #: of the softmax; a small one where products start or stay small
 
     def of(self, name: str, max_len: int) -> Choice:
         """The model; a number behind the name is that of its interests."""
@@ -80,24 +80,24 @@ SETTINGS: dict[str, dict[str, Setting]] = {
     "films": {
         "popularity": Setting(),
         "item_cf": Setting(),
-        "youtube_dnn": Setting("hidden=(128,)", 100),
+        "youtube_dnn": Setting("hidden=(128,)", 99, lr=1e-2),
         "gru4rec": Setting("dropout=0.2, embedding_dropout=0.2", 20, batch=128, every=True),
         "sasrec": Setting("dropout=0.2", 20, batch=128, every=True),
-        "mind": Setting("", 100),
-        "comirec_dr": Setting("", 100),
-        "comirec_sa": Setting("", 100),
-        "mgnm": Setting("num_layers=1", 50),
+        "mind": Setting("", 99, lr=1e-2, temperature=0.1),
+        "comirec_dr": Setting("", 99, lr=1e-2, temperature=0.1),
+        "comirec_sa": Setting("", 99, lr=1e-2, temperature=0.1),
+        "mgnm": Setting("num_layers=1", 48, lr=1e-2, temperature=0.1),
     },
     "books": {
         "popularity": Setting(),
         "item_cf": Setting(),
-        "youtube_dnn": Setting("hidden=(128,)", 15),
+        "youtube_dnn": Setting("hidden=(128,)", 15, lr=1e-2),
         "gru4rec": Setting("dropout=0.2, embedding_dropout=0.2", 9, every=True),
         "sasrec": Setting("dropout=0.2", 9, every=True),
-        "mind": Setting("", 15),
-        "comirec_dr": Setting("", 15),
-        "comirec_sa": Setting("", 15),
-        "mgnm": Setting("num_layers=1", 6),
+        "mind": Setting("", 15, lr=1e-2, temperature=0.1),
+        "comirec_dr": Setting("", 15, lr=1e-2, temperature=0.1),
+        "comirec_sa": Setting("", 15, lr=1e-2),
+        "mgnm": Setting("num_layers=1", 6, lr=1e-2, temperature=0.1),
     },
 }
 
@@ -197,9 +197,36 @@ def against(users: Mapping[str, Mapping[str, np.ndarray]], base: str, metric: st
     return lines
 
 
+def genre_entropy(data: Dataset, max_len: int) -> np.ndarray:
+    """How spread the genres of each test person's newest items are, in nats; the order is that of the figures."""
+    queries = Queries(data, "test", max_len=max_len)
+    genres = torch.from_numpy(data.item_attribute("genres"))[queries.gather(torch.arange(len(queries))).history]
+    counts = torch.zeros(len(queries), int(genres.max()) + 1).scatter_add_(
+        1, genres.flatten(1), (genres > 0).flatten(1).float()
+    )
+    share = counts / counts.sum(1, keepdim=True)
+    return torch.special.entr(share).sum(1).numpy()
+
+
+def by_entropy(users: Mapping[str, Mapping[str, np.ndarray]], entropy: np.ndarray, metric: str) -> list[str]:
+    """What several interests add to one of the same model, for people of narrow, middling and wide taste."""
+    part = np.searchsorted(np.quantile(entropy, [1 / 3, 2 / 3]), entropy)
+    lines = []
+    for single in (name for name in users if name.endswith(":1") and name[:-2] in users):
+        for number, taste in enumerate(("narrow", "middling", "wide")):
+            own = part == number
+            test = paired_test(users[single[:-2]][metric][own], users[single][metric][own])
+            low, high = 100 * test.interval.low, 100 * test.interval.high
+            lines.append(
+                f"{metric}, {taste} taste ({own.sum()} people): {single[:-2]} − {single}: "
+                f"{100 * test.difference:+.2f} [{low:+.2f}, {high:+.2f}]"
+            )
+    return lines
+
+
 def kept(result: MatchResult) -> dict[str, np.ndarray]:
     """Per-person figures, as they are stored."""
-    return {name: result.metrics[name] for name in METRICS} | {"length": result.history_length, "user": result.user}
+    return {name: result.metrics[name] for name in METRICS} | {"length": result.history_length}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -219,6 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         data = Dataset.build(read, Path(folder) / "data", split=HeldOutUsers())
+        spread_of_taste = genre_entropy(data, MAX_LEN[kind]) if kind == "films" else np.empty(0)
         for seed, name in product(options.seeds, options.models):
             file = out / f"{name.replace(':', '-')}.{seed}.json"
             setting = SETTINGS[kind][name.partition(":")[0]]
@@ -240,6 +268,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runs = [np.load(f) for f in sorted(out.glob(f"{name.replace(':', '-')}.*.npz"))]
         users[name] = {metric: np.mean([r[metric] for r in runs], axis=0) for metric in METRICS}
     tests = [line for metric in ("recall@50", "hit_rate@50") for line in against(users, SINGLE, metric)]
+    for base in (name for name in users if name.endswith(":1")):
+        tests += against({n: users[n] for n in (base, base[:-2]) if n in users}, base, "recall@50")
+    if kind == "films":
+        tests += by_entropy(users, spread_of_taste, "recall@50")
     facts = {
         "people": len(next(iter(users.values()))["recall@50"]),
         "command": "python recipes/match/comirec.py FOLDER",

@@ -88,3 +88,10 @@ def test_windows_reach_what_lies_before_the_newest_items(ml1m: ModuleType, tmp_p
     assert int(short.sum()) == 200 and (batch.target[short] == batch.target[short][0]).all()
     with pytest.raises(ValueError, match=r"give gather a torch.Generator"):
         windows.gather(torch.arange(2))
+
+
+def test_pages_show_what_was_measured(comirec: ModuleType) -> None:
+    page = (ROOT / "docs" / "matching.md").read_text(encoding="utf-8")
+    measured = json.loads((ROOT / "benchmarks" / "results" / "comirec.json").read_text(encoding="utf-8"))
+    for part in ("films", "books"):
+        assert comirec.table(measured[part]["rows"]) in page
