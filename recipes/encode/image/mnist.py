@@ -5,9 +5,9 @@ Hardware: 1 CPU core with AVX-512 and bfloat16, 2 GB
 Expected: the bands of SETTINGS; the measured table is docs/images.md
 
 capsnet is the paper's network with an eighth of the maps (32) and a quarter of the primary types (8, that is 288
-capsules), three iterations of routing; capsnet_1 the same with one. Shifts of 1 pixel (LeNet 2), AdamW, one cycle of the
-rate, the last epoch counts. The full network (8.2 million parameters, paper: .25 % error with reconstruction, .34 to .35 % without) is
-`--models capsnet_full`, for a GPU.
+capsules), three iterations of routing; capsnet_1 the same with one. Shifts of 1 pixel (LeNet 2), AdamW, one cycle of
+the rate, the last epoch counts. The full network (8.2 million parameters; published errors .25 % with reconstruction,
+.34 to .35 % without) is `--models capsnet_full`, for a GPU.
 Pictures: OUT/reconstructions.png, digits and what their capsules draw; OUT/dimensions.png, one number of a capsule
 changed at a time; OUT/confusion.png.
 """
