@@ -28,7 +28,6 @@ from starlette.staticfiles import StaticFiles
 import funnelrec
 from funnelrec.serve import api
 from funnelrec.serve.admission import Admission, Busy, Watch
-from funnelrec.serve.artifact import ArtifactError
 from funnelrec.serve.contract import contract
 from funnelrec.serve.gate import Gate
 from funnelrec.serve.live import Live, Loaded
@@ -94,7 +93,7 @@ class Shop:
         async with self._reloading:
             try:
                 loaded = await asyncio.to_thread(self.live.load)
-            except (ArtifactError, ValueError, OSError, KeyError, TypeError, RuntimeError) as error:
+            except Exception as error:  # whatever is wrong with the new one, the old one goes on
                 self.measure.reloads.labels("refused").inc()
                 raise ProblemError(422, f"the artifact was refused, the old one goes on: {error}") from error
             self.live.swap(loaded)
