@@ -223,7 +223,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         artifact = options.artifact or make_funnel(options.items, Path(folder))
         funnel = Funnel.load(artifact)
-        found: dict[str, Any] = {"items": options.items, "candidates": 500, "machine": platform.processor()}
+        found: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), "machine": platform.machine()}
+        found |= {"items": options.items, "candidates": 500}
         found["cores"], found["torch"] = len(os.sched_getaffinity(0)), torch.__version__
         found["load_before"] = round(os.getloadavg()[0], 1)
         with server(artifact, threads=1) as (port, process):

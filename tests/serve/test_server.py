@@ -447,7 +447,8 @@ async def capacity(port: int, seconds: float) -> float:
         nonlocal done
         client = Client(port)
         while time.perf_counter() < until:
-            done += (await client.ask("/v1/recommend", {"user_id": "u07"})).status == 200
+            answer = await client.ask("/v1/recommend", {"user_id": "u07"})
+            done += answer.status == 200
         client.close()
 
     started = time.perf_counter()
@@ -493,7 +494,7 @@ def overloaded(folder: Path, log: Path, seconds: float, queue: int) -> dict[str,
     """What was observed before, during and after three times the capacity."""
 
     async def run(port: int) -> dict[str, Any]:
-        full = await capacity(port, 4)
+        full = max([await capacity(port, 2) for _ in range(4)])
         answers, health = await overload(port, 3 * full, seconds)
         late = time.perf_counter()
         after = Client(port)
