@@ -1,7 +1,10 @@
 """MovieLens-1M: SASRec, GRU4Rec and BERT4Rec against popularity and item-CF, leaving the last out and by time.
 
 Run:      python recipes/match/ml1m.py FOLDER_OF_ML_1M [--split legacy time] [--models sasrec …] [--seeds 0] [--out OUT]
-Hardware: 1 CPU core with AMX, 2 GB; the minutes of each run stand in docs/matching.md
+Hardware: 1 CPU core with AMX, 2 GB; SASRec 12, GRU4Rec of width 128 20, BERT4Rec 13 seconds of processor time a pass at
+          max_len 200
+Expected: legacy NDCG@10 popularity .0180 ± .0027, item-CF .0376 ± .0035; the networks have no measured figure yet with
+          these settings
 
 Both protocols rank the whole catalogue and leave out what the user has seen; ties count against the model.
 - legacy: the last film of each of the 6,040 people tests, the one before it validates. The order is that of the file
@@ -9,7 +12,7 @@ Both protocols rank the whole catalogue and leave out what the user has seen; ti
   BERT4Rec .1537 / .2843; GRU4Rec .1648 / .2811.
 - time: the youngest tenth of all ratings tests, the tenth before it validates; who was never seen gets what is popular.
 
-Settings were chosen on the validation part. A finished run (a line of OUT/results.json) is not repeated; one that was
+A finished run (a file in OUT) is not repeated; one that was
 cut off goes on.
 """
 
