@@ -363,7 +363,7 @@ function setRange(answer) {
   if (!card?.diversity || knob.set || answer.fallback || !answer.items.length) return;
   const scores = answer.items.map((i) => i.score);
   const spread = Math.max(...scores) - Math.min(...scores);
-  knob.most = Math.max(5 * card.diversity.default, spread, state.diversity ?? 0) || 1;
+  knob.most = Math.max(5 * card.diversity.default, 4 * spread, state.diversity ?? 0) || 1;
   knob.set = true;
   const now = state.diversity ?? card.diversity.default;
   $("diversity").value = Math.round(100 * Math.sqrt(now / knob.most));
@@ -382,6 +382,7 @@ function listenToKnob() {
     const share = Number($("diversity").value) / 100;
     state.diversity = Number((knob.most * share * share).toPrecision(3)); // finer where small values matter
     showKnob(state.diversity);
+    $("list").setAttribute("aria-busy", "true");
     clearTimeout(timer);
     timer = setTimeout(refresh, 110);
   });
