@@ -12,8 +12,7 @@ Both protocols rank the whole catalogue and leave out what the user has seen; ti
   BERT4Rec .1537 / .2843; GRU4Rec .1648 / .2811.
 - time: the youngest tenth of all ratings tests, the tenth before it validates; who was never seen gets what is popular.
 
-A finished run (a file in OUT) is not repeated; one that was
-cut off goes on.
+A finished run (a file in OUT) is not repeated; one that was cut off goes on.
 """
 
 from __future__ import annotations
