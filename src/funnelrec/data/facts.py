@@ -87,8 +87,8 @@ class Facts:
     """The events in the order of time. Arrays are made when asked for, one entry an event.
 
     `moment` is what histories are cut at: the time; with LeaveLastOut or HeldOutUsers the ordinal (from 1) of the event
-    among its user's events; in a table without times the number of the row. `person` is the user row, except that people
-    whom training never saw have rows of their own from `num_users` on; models see them all as the unknown row.
+    among its user's events; in a table without times the number of the row. `person` is the user row, except that
+    people whom training never saw have rows of their own from `num_users` on; models see them all as the unknown row.
     """
 
     def __init__(

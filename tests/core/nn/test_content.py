@@ -25,9 +25,7 @@ def test_a_vector_is_its_own_and_its_contents() -> None:
     rows = torch.arange(6)
     x = made.adapter(made.content)
     expected = made.weight + x
-    expected[torch.tensor([0, 1, 3])] = made.weight[
-        torch.tensor([0, 1, 3])
-    ]  # no content: no bias either
+    expected[torch.tensor([0, 1, 3])] = made.weight[torch.tensor([0, 1, 3])]  # no content: no bias either
     expected[5] = x[5]  # training never saw it
     torch.testing.assert_close(made(rows), expected)
     made.scale.fill_(2.0)
