@@ -23,13 +23,13 @@ def index() -> AnnoyIndex:
 
 def test_scores_exactly_and_honours_exclusions_and_filters(index: AnnoyIndex) -> None:
     assert isinstance(index, Index)
-    assert (index.kind, index.recall >= 0.98) == ("trees", True)
+    assert (index.kind, index.recall >= 0.95) == ("trees", True)
     truth = ExactIndex(VECTORS)
     exclude, allowed = limits()
     for options in ({}, {"exclude": exclude}, {"allowed": allowed}, {"exclude": exclude, "allowed": allowed}):
         rows, scores = index.search(QUERIES, VALID, 20, **options)
         expected, _ = truth.search(QUERIES, VALID, 20, **options)
-        assert (rows[1:].unsqueeze(2) == expected[1:].unsqueeze(1)).any(2).float().mean() >= 0.97
+        assert (rows[1:].unsqueeze(2) == expected[1:].unsqueeze(1)).any(2).float().mean() >= 0.93
         assert rows[0].tolist() == [0] * 20
         own = torch.einsum("bkd,bmd->bkm", QUERIES[1:], VECTORS[rows[1:]])
         torch.testing.assert_close(scores[1:], own.masked_fill(~VALID[1:].unsqueeze(2), -torch.inf).amax(1))
@@ -47,7 +47,7 @@ def test_an_effort_too_small_shows_in_the_recall(index: AnnoyIndex) -> None:
     effort, index.effort = index.effort, 100
     rows, _ = index.search(QUERIES, VALID, 100)
     index.effort = effort
-    assert (rows[1:].unsqueeze(2) == truth[1:].unsqueeze(1)).any(2).float().mean() < 0.97
+    assert (rows[1:].unsqueeze(2) == truth[1:].unsqueeze(1)).any(2).float().mean() < 0.93
 
 
 @pytest.mark.parametrize("left", [[], [50, 900, 2999]])

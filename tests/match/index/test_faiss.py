@@ -32,13 +32,13 @@ def test_flat_is_exact_with_exclusions_and_filters() -> None:
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
 def test_approximate_kinds_measure_their_recall_and_score_exactly(kind: str) -> None:
     index, truth = FaissIndex(VECTORS, kind=kind), ExactIndex(VECTORS)
-    assert index.recall >= 0.98
+    assert index.recall >= 0.95
     exclude, allowed = limits()
     for options in ({}, {"exclude": exclude, "allowed": allowed}):
         rows, scores = index.search(QUERIES, VALID, 20, **options)
         expected, _ = truth.search(QUERIES, VALID, 20, **options)
         hit = (rows[1:].unsqueeze(2) == expected[1:].unsqueeze(1)).any(2).float().mean()
-        assert hit >= 0.97
+        assert hit >= 0.93
         assert rows[0].tolist() == [0] * 20
         own = torch.einsum("bkd,bmd->bkm", QUERIES[1:], VECTORS[rows[1:]])
         own = own.masked_fill(~VALID[1:].unsqueeze(2), -torch.inf).amax(1)

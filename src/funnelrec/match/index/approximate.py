@@ -29,7 +29,7 @@ __all__ = ["ApproximateIndex"]
 
 SAMPLE, SAMPLE_K = 64, 100  #: queries and list length on which recall is measured
 NOISE = 0.25  #: of those queries, against the size of the item vectors they are drawn around
-TARGET_RECALL = 0.98
+TARGET_RECALL = 0.95
 NUMBERS_AT_ONCE = 2**24  #: gathered vector entries alive at a time, 64 MiB
 FORMAT = 1
 
@@ -40,7 +40,7 @@ class ApproximateIndex(ABC):
     """`vectors` [N, D] belong to item rows 0..N-1; `kind` names the structure, None takes what suits their number.
 
     `recall`: measured share of the true best 100 that a search proposes, for queries drawn from the item vectors with
-    noise. The `effort` of a search is raised until it is at least .98.
+    noise. The `effort` of a search is raised until it is at least .95.
     """
 
     KINDS: ClassVar[tuple[str, ...]]
