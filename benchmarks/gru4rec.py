@@ -123,7 +123,8 @@ def main() -> None:
         }
         results.append({"data": name, "setting": vars(recipe.SETTINGS[name]), **found, "ratio": ratios})
         report = {
-            "command": f"python benchmarks/gru4rec.py DATA --official FOLDER --epochs {options.epochs}",
+            "command": "python benchmarks/gru4rec.py DATA --official FOLDER "
+            f"--data {' '.join(options.data)} --epochs {options.epochs}",
             "machine": platform.machine(), "threads": 1, "torch": torch.__version__, "epochs": options.epochs,
             "results": results,
         }  # fmt: skip
