@@ -74,9 +74,10 @@ def official(folder: Path, data: Dataset, epochs: int, events: int) -> dict[str,
         bpreg=setting.penalty, elu_param=setting.elu or 0, logq=setting.log_q, device=torch.device("cpu"),
     )  # fmt: skip
     result: dict[str, Any] = {}
+    drawn = min(10_000_000, int(1.1 * events / setting.lanes) * setting.negatives)  # no more than it will use
     with contextlib.redirect_stdout(sys.stderr):
         with timed(result, events):  # the mode compatible with Theano does not run under numpy 2
-            model.fit(train, compatibility_mode=False)
+            model.fit(train, sample_cache_max_size=drawn, compatibility_mode=False)
         recall, mrr = evaluation.batch_eval(model, test, [20], 512)
     return result | {"recall@20": float(recall[20]), "mrr@20": float(mrr[20])}
 
