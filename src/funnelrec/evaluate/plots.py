@@ -244,11 +244,13 @@ def points(
     axis.set_axis_off()
     axis.set_aspect("equal", adjustable="datalim")
     names = np.array([g or "" for g in groups], dtype=object)
-    size = float(np.clip(6000 / max(len(names), 1), 4, 30))
+    size = float(np.clip(24000 / max(len(names), 1), 6, 40))
     counts = sorted(((int((names == n).sum()), str(n)) for n in set(names) - {""}), key=lambda c: (-c[0], c[1]))
     shown = [name for _, name in counts[: len(GROUPS)]]
     rest = ~np.isin(names, shown)
-    axis.scatter(coordinates[rest, 0], coordinates[rest, 1], s=size / 2, color=RULE, linewidths=0, rasterized=True)
+    look: dict[str, Any] = {"linewidths": 0, "rasterized": True}
+    if rest.any():
+        axis.scatter(coordinates[rest, 0], coordinates[rest, 1], s=size / 2, color=RULE, label="others", **look)
     for name, (colour, shape) in zip(shown, GROUPS, strict=False):
         own = coordinates[names == name]
         axis.scatter(
@@ -271,7 +273,7 @@ def points(
     for name, (colour, _) in zip(shown, GROUPS, strict=False):
         x, y = _densest(coordinates[names == name])
         _halo(axis.text(x, y, name, color=colour, fontsize=11, fontweight="bold"))
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0.01), ncols=4, fontsize=9, frameon=False, markerscale=1.3)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0.01), ncols=4, fontsize=9, frameon=False, markerscale=2)
     _heading(figure, title, subtitle)
     return figure
 
