@@ -3,10 +3,10 @@
 Run:      python recipes/encode/text/translate.py FOLDER_OF_THE_TOKENISED_FILES [--epochs 12] [--out FOLDER]
 Hardware: 1 CPU core with AMX, 3 GB; about 110 s of processor time an epoch
 Expected: with --epochs 5 --average 2, one seed: BLEU 34.9 on test 2016 by a beam of 5, 35.5 on the validation pairs; of
-          the last 3 epochs averaged 34.7 and 35.0, greedily 33.1 on test 2016; a piece of the validation pairs has perplexity 34.5, 14.1, 9.3, 7.7, 6.7
-          after each epoch. The 12 epochs of the defaults have not been measured. BLEU is sacrebleu's on the files' own
-          tokens, small letters: nrefs:1|case:mixed|eff:no|tok:none|smooth:exp|version:2.6.0. With --out a run that was
-          cut off goes on.
+          the last 3 epochs averaged 34.7 and 35.0, greedily 33.1 on test 2016. A piece of the validation pairs has
+          perplexity 34.5, 14.1, 9.3, 7.7, 6.7 after each epoch. The 12 epochs of the defaults have not been measured.
+          BLEU is sacrebleu's on the files' own tokens, small letters:
+          nrefs:1|case:mixed|eff:no|tok:none|smooth:exp|version:2.6.0. With --out a run that was cut off goes on.
 """
 
 from __future__ import annotations
