@@ -2,8 +2,8 @@
 
 Run:      python recipes/encode/text/language_model.py DATA [--corpus characters|words] [--cell lstm]
 Hardware: 1 CPU core; characters 10.3 minutes on a core shared with twenty other processes
-Expected: characters: 1.5076 nats (one seed; 5-gram counts 1.6688), on the part that also chose the epoch, as there is no
-          other. Words: counts alone, perplexity 188.7 with 3-grams; the LSTM has not been run at full length yet
+Expected: characters: 1.5076 nats (one seed; 5-gram counts 1.6688), on the part that also chose the epoch, as there is
+          no other. Words: counts alone, perplexity 188.7 with 3-grams; the LSTM has not been run at full length yet
 
 DATA holds tinyshakespeare/input.txt.gz (its last tenth is the validation part) and ptb/ptb.{train,valid,test}.txt.gz.
 """
