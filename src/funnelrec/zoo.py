@@ -78,7 +78,10 @@ def _require(name: str) -> None:
     known = names()
     if name not in known:
         by_file = {n.rpartition("/")[2]: n for n in known}
-        near = difflib.get_close_matches(name.lower(), [*known, *by_file], n=1, cutoff=0.4)
+        file = name.lower().rpartition("/")[2]  # a model of that very name in another stage is what was meant
+        near = (
+            [file] if file in by_file else difflib.get_close_matches(name.lower(), [*known, *by_file], n=1, cutoff=0.4)
+        )
         hint = f"did you mean '{by_file.get(near[0], near[0])}'?" if near else f"there are {', '.join(known)}"
         raise ValueError(f"no model '{name}' in the zoo; {hint}")
 
