@@ -3,9 +3,9 @@
 Run:      python recipes/rank/mm_rec.py digits FOLDER_OF_MNIST [--seed 0]
           python recipes/rank/mm_rec.py mind FOLDER_OF_MIND [--seed 0]
 Hardware: 1 CPU core, 2 GB; mind 1 minute of processor time
-Expected: mind, seed 0 (403 lists of the test part): AUC .512 ± .030, MRR .244, nDCG@5 .252, @10 .304 by MM-Rec; .510, .239,
-          .253, .311 by the mean of words; .525, .201, .199, .244 by clicks so far. Three thousand clicks teach no words:
-          neither network is better than chance in AUC, their difference is +.0014 [−.0279, +.0298]
+Expected: mind, seed 0: AUC .512 ± .030, MRR .244, nDCG@5 .252, @10 .304 by MM-Rec; .510, .239, .253, .311 by the mean
+          of words; .525, .201, .199, .244 by clicks so far. Three thousand clicks teach no words: neither network is
+          better than chance in AUC, and their difference is +.0014 [−.0279, +.0298]
           digits: not run to its end yet
 
 digits: an item has a title, a digit's word among others, and a picture, a handwritten digit; the two have nothing to do
