@@ -24,7 +24,7 @@ from tests import contracts as c
 
 NOT_PERSONAL = {"match/popularity"}  # gives everyone the same list: its planted answer is another one
 CONTENT_ALONE = {"rank/mm_rec"}  # reads items and histories, no context: its planted answer is in its own tests
-COUNTS = {"encode/text/count_model"}  # made from a text at once, has no configuration to be built from
+COUNTS = {"encode/text/count_model", "encode/text/word2vec", "encode/item/content"}  # made of data at once: no config
 CLASSES: dict[str, type[Any]] = {name: zoo.load(name) for name in zoo.names()}
 NEEDS_ITEMS = {n for n, cls in CLASSES.items() if {"reads_history", "needs_items"} & set(dir(cls))}
 RANKERS = [n for n in CLASSES if n.startswith("rank/")]
