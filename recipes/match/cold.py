@@ -4,8 +4,8 @@ Run:      python recipes/match/cold.py FOLDER_OF_ML_1M_COLD MOVIES_DAT [--vector
 Hardware: 1 CPU core, 2 GB; 3 minutes of processor time
 Expected: words, seed 0, scale 1: cold among cold Recall@20 .2725 ± .0051, NDCG@20 .2838; cold among all .1191 ± .0033
           while warm among all is .2440 ± .0045; 30 % of the lists are films that nobody took yet
-          pmgt, seed 0: 803 films with 8,282 links; link AUC of held-out films .8165, by their words alone .7515; what its
-          vectors do for recommendations has not been run to the end
+          pmgt, seed 0: 803 films with 8,282 links; link AUC of held-out films .8165, by their words alone .7515; what
+          its vectors do for recommendations has not been run to the end
 
 The split is strict: the held-out films are in no training pair, count or vocabulary. Another fifth of each user's
 training pairs is held out to measure films that training did see. Content: genres, director, cast, year and rating.
