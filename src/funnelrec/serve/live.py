@@ -45,7 +45,7 @@ class Loaded:
         self.name = name
         self.digest = funnel.digest or ""
         self.version = self.digest[:12] or "unsaved"
-        self.loaded_at = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        self.loaded_at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         self.item_field = str(self.store.schema.item)
         self.title_field = _title_field(self.store.schema.items, self.store.described.schema)
         self._items: dict[int, dict[str, Any]] = {}
