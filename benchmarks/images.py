@@ -150,8 +150,8 @@ def main() -> None:
         lines.append(f"\n{kind}: ours is {same:.2f} x the plain loop of the same precision, {plain:.2f} x float32")
     sys.stdout.write("\n".join(lines) + "\n")
     if options.output:
-        command = f"python benchmarks/images.py --width {options.width} --batch {options.batch} --rounds {options.rounds}"
-        command += " --compile" * options.compile
+        command = f"python benchmarks/images.py --width {options.width} --batch {options.batch}"
+        command += f" --rounds {options.rounds}" + " --compile" * options.compile
         text = {"command": command, "processor": platform.processor(), "torch": torch.__version__, "rate": rate}
         options.output.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
 
