@@ -58,3 +58,17 @@ def test_gradients() -> None:
 def test_bad_content() -> None:
     with pytest.raises(ValueError, match=r"content is \[6, 3\] and warm \[6\], received \[6, 2\] and \[6\]"):
         table().set_content(torch.zeros(6, 2), torch.ones(6, dtype=torch.bool))
+
+
+def test_many_look_ups_adapt_each_row_once() -> None:
+    """More look-ups than rows: the same vectors and gradients by one pass over the table."""
+    made = table().eval()
+    ids = torch.tensor([[2, 5, 5, 0], [4, 3, 2, 2]])
+    many = made.of_content(ids)
+    (many * torch.arange(4.0)).sum().backward()  # type: ignore[no-untyped-call]
+    gradient = [p.grad.clone() for p in made.adapter.parameters() if p.grad is not None]
+    made.zero_grad()
+    few = torch.stack([made.of_content(row) for row in ids])
+    (few * torch.arange(4.0)).sum().backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(many, few)
+    torch.testing.assert_close(gradient, [p.grad for p in made.adapter.parameters()])

@@ -11,6 +11,7 @@ that training never saw has no e_i at all. Its z is then shorter than that of ot
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -59,7 +60,11 @@ class ContentTable(Table):
 
     def of_content(self, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape D"]:
         """What content alone says of these rows; zero where there is none."""
-        x = self.content[ids]
+        if ids.numel() > self.rows:  # histories name most items many times: adapt each once
+            return F.embedding(ids, self._adapted(self.content))
+        return self._adapted(self.content[ids])
+
+    def _adapted(self, x: Float[Tensor, "*shape M"]) -> Float[Tensor, "*shape D"]:
         out: Tensor = self.adapter(x) * x.any(-1, keepdim=True)
         return out
 
