@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,6 +20,7 @@ from funnelrec.serve.grow import add_items
 from funnelrec.serve.request import Request
 from funnelrec.workflow import Choice, Training, learn_content, train_matcher, train_ranker
 from tests.serve.funnels import small_dataset, small_funnel
+from tests.serve.test_app import asker
 
 KINDS, WORDS = ("music", "garden", "kitchen", "sport"), ("guitar song", "rose soil", "oven pan", "ball goal")
 
@@ -94,6 +96,37 @@ def test_saved_and_loaded(funnel: Funnel, tmp_path: Path) -> None:
     assert loaded.recommend_many(QUESTIONS) == expected.recommend_many(QUESTIONS)
     assert loaded.recommend("u1", k=3, filters={"kind": "garden"}).items
     assert loaded.store.catalogue["item"].to_list()[-3:] == [900, 901, 902]
+
+
+def test_over_http_while_the_server_goes_on(funnel: Funnel, tmp_path: Path) -> None:
+    """The command line adds items, the server reads the folder again: the one whose taste it is gets it at once, old
+    items stay in their order with their scores, and answers that cannot hold a new item are the same to the digit."""
+    folder = funnel.save(tmp_path / "shop.funnel")
+    ask = asker(folder, may_reload=True)
+
+    def answers(**more: Any) -> list[list[dict[str, Any]]]:
+        asked = [{"user_id": f"u{u}", "k": 30, **more} for u in range(8)]
+        return [ask("/v1/recommend", question).json()["items"] for question in asked]
+
+    elsewhere = {"filters": {"kind": ["garden", "sport"]}}
+    before, apart = answers(), answers(**elsewhere)
+    assert "900" not in [item["item_id"] for items in before for item in items]
+    NEW.write_parquet(tmp_path / "new.parquet")
+    assert run(["add-items", str(folder), str(tmp_path / "new.parquet")]) == 0
+    assert answers() == before  # the server has not been told yet
+    assert ask("/v1/models/reload", verb="POST").status_code == 200
+    after = answers()
+    assert answers(**elsewhere) == apart
+    found = [[item["item_id"] for item in items] for items in after]
+    assert "900" in found[2] and "900" in found[6]  # u2 and u6 cook
+    for old, new in zip(before, after, strict=True):
+        kept = [item["item_id"] for item in new if item["item_id"] not in ("900", "901")]
+        scores = {item["item_id"]: item["score"] for item in new}
+        stayed = [item for item in old if item["item_id"] in kept]
+        assert [item["item_id"] for item in stayed] == kept  # no old item is new to a list, none has moved
+        assert [item["score"] for item in stayed] == pytest.approx([scores[i] for i in kept], abs=1e-5)
+        assert len(kept) >= len(old) - 2  # the 30 candidates hold the two new ones now
+    assert after != before  # positive control: the same comparison sees that items were added
 
 
 def test_what_cannot_be_added(funnel: Funnel, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
