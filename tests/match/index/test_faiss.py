@@ -178,3 +178,48 @@ def test_messages_name_what_was_received(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(builtins, "__import__", without_faiss)
     with pytest.raises(ImportError, match=r"pip install 'funnelrec\[faiss\]'"):
         FaissIndex(VECTORS)
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_real_users_get_the_recall_that_was_asked_for_and_no_more(kind: str) -> None:
+    """Tuned on users: little above the target, and less effort than from queries drawn around the items."""
+    users = VECTORS[2:].view(-1, 2, 16).mean(1, keepdim=True)  # between two items: not where drawn queries are
+    asked = FaissIndex(VECTORS, kind=kind, queries=users, target=0.8)
+    more = FaissIndex(VECTORS, kind=kind, queries=users, target=0.99)
+    assert asked.recall >= 0.8
+    assert more.recall >= 0.99
+    assert asked.effort <= more.effort
+    valid = torch.ones(len(users), 1, dtype=torch.bool)
+    truth = ExactIndex(VECTORS).search(users, valid, 100)[0]
+    for index in (asked, more):
+        found = index.search(users, valid, 100)[0]
+        own = (truth.unsqueeze(2) == found.unsqueeze(1)).any(2).float().mean()
+        assert own == pytest.approx(index.recall, abs=0.03)  # of all users, where it had seen 256
+
+
+def test_what_cannot_be_tuned_on_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"queries must be \[users, interests, 16\].*received \[3, 2, 4\]"):
+        FaissIndex(VECTORS, queries=torch.zeros(3, 2, 4))
+    with pytest.raises(ValueError, match=r"one user at least, received \[0, 2, 16\]"):
+        FaissIndex(VECTORS, queries=torch.zeros(0, 2, 16))
+    with pytest.raises(ValueError, match="a recall above 0 and at most 1, received 1"):
+        FaissIndex(VECTORS, target=1.5)
+    with pytest.raises(ValueError, match="needs at least 16 items, received 10; use kind='flat'"):
+        FaissIndex(VECTORS[:12], kind="ivf")
+
+
+def test_a_graph_over_lengths_that_differ_finds_the_largest_products() -> None:
+    """A graph of products leaves most items without a path to them and cannot reach this recall at any effort."""
+    generator = torch.Generator().manual_seed(0)
+    vectors = VECTORS * torch.exp(0.7 * torch.randn(len(VECTORS), 1, generator=generator))
+    index = FaissIndex(vectors, kind="hnsw", target=0.97)
+    assert index.recall >= 0.97
+    assert index.effort < len(vectors) // 2
+    plain = faiss.IndexHNSWFlat(16, 32, faiss.METRIC_INNER_PRODUCT)  # positive control
+    plain.hnsw.efConstruction = 100
+    plain.add(vectors[2:].numpy())
+    queries = QUERIES[1:, :1]
+    truth = ExactIndex(vectors).search(queries, torch.ones(len(queries), 1, dtype=torch.bool), 100)[0] - 2
+    options = faiss.SearchParametersHNSW(efSearch=index.effort)
+    found = torch.from_numpy(plain.search(queries[:, 0].numpy(), 100, params=options)[1])
+    assert (truth.unsqueeze(2) == found.unsqueeze(1)).any(2).float().mean() < 0.97

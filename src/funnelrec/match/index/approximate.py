@@ -18,20 +18,22 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from funnelrec.core.shapes import FIRST_KNOWN
 from funnelrec.match.index.exact import ExactIndex, checked_vectors
-from funnelrec.match.index.topk import order_by_score
+from funnelrec.match.index.topk import top_rows
 
 __all__ = ["ApproximateIndex"]
 
-SAMPLE, SAMPLE_K = 64, 100  #: queries and list length on which recall is measured
+SAMPLE, SAMPLE_K = 64, 100  #: queries drawn from the items, and length of the lists, on which recall is measured
+USERS = 256  #: at most of those given, evenly spaced
 NOISE = 0.25  #: of those queries, against the size of the item vectors they are drawn around
 TARGET_RECALL = 0.95
 NUMBERS_AT_ONCE = 2**24  #: gathered vector entries alive at a time, 64 MiB
-FORMAT = 1
+FORMAT = 2
 
 _Index = TypeVar("_Index", bound="ApproximateIndex")
 
@@ -39,8 +41,10 @@ _Index = TypeVar("_Index", bound="ApproximateIndex")
 class ApproximateIndex(ABC):
     """`vectors` [N, D] belong to item rows 0..N-1; `kind` names the structure, None takes what suits their number.
 
-    `recall`: measured share of the true best 100 that a search proposes, for queries drawn from the item vectors with
-    noise. The `effort` of a search is raised until it is at least .95.
+    `recall`: measured share of the true best 100 that searches find; the `effort` of a search is the least for which
+    it is `target`. It is measured for `queries`, the vectors of real users (256 of them at most), or, where none are
+    given, for queries drawn from the item vectors with noise. These are harder: users then get more than was asked
+    for, more slowly. Raises ValueError for queries of another width or a target outside (0, 1].
     """
 
     KINDS: ClassVar[tuple[str, ...]]
@@ -48,10 +52,24 @@ class ApproximateIndex(ABC):
     effort: int
     recall: float
 
-    def __init__(self, vectors: Float[Tensor, "N D"], kind: str | None = None) -> None:
+    def __init__(
+        self,
+        vectors: Float[Tensor, "N D"],
+        kind: str | None = None,
+        *,
+        queries: Float[Tensor, "U K _"] | None = None,
+        target: int | float = TARGET_RECALL,
+    ) -> None:
         self._start(vectors, kind)
+        if queries is not None and (len(queries) == 0 or queries.shape[2] != self.vectors.shape[1]):
+            raise ValueError(
+                f"queries must be [users, interests, {self.vectors.shape[1]}] with one user at least, "
+                f"received {list(queries.shape)}"
+            )
+        if not 0 < target <= 1:
+            raise ValueError(f"target is a recall above 0 and at most 1, received {target}")
         self._build()
-        self.effort, self.recall = self._tuned()
+        self.effort, self.recall = self._tuned(queries, target)
 
     def _start(self, vectors: Tensor, kind: str | None) -> None:
         if kind is not None and kind not in self.KINDS:
@@ -80,8 +98,8 @@ class ApproximateIndex(ABC):
         """The least effort to try and the largest there is."""
 
     @abstractmethod
-    def _propose(self, queries: np.ndarray, k: int, allowed: Tensor | None, effort: int) -> Int[Tensor, "Q k"]:
-        """k item rows for each query; 0 where fewer were found."""
+    def _propose(self, queries: np.ndarray, k: int, allowed: Tensor | None, effort: int) -> Int[Tensor, "Q m"]:
+        """m ≥ k item rows for each query; 0 where fewer were found."""
 
     @abstractmethod
     def _content(self) -> bytes:
@@ -92,23 +110,40 @@ class ApproximateIndex(ABC):
         """The inverse, of bytes that were checked."""
 
     # -------------------------------------------------------------------------------------------------------- search
-    def _tuned(self) -> tuple[int, float]:
-        """The least effort, rising by half, that finds TARGET_RECALL of the best, and the recall that it reached."""
+    @torch.no_grad()
+    def _tuned(self, queries: Tensor | None, target: int | float) -> tuple[int, float]:
+        """The least effort, to a sixteenth, that finds `target` of the best, and the recall that it reached."""
+        if queries is None:
+            queries = self._drawn()
+        else:
+            chosen = torch.linspace(0, len(queries) - 1, min(USERS, len(queries))).round().long()
+            queries = queries[chosen].detach().float()
+        valid = torch.ones(queries.shape[:2], dtype=torch.bool)
+        k = min(SAMPLE_K, len(self.vectors) - FIRST_KNOWN)
+        truth, _ = self._exact.search(queries, valid, k)
+        tried: dict[int, float] = {}
+
+        def enough(effort: int) -> bool:
+            self.effort = effort
+            found, _ = self._best(queries, valid, k, k, None, None)
+            tried[effort] = float((truth.unsqueeze(2) == found.unsqueeze(1)).any(2).float().mean())
+            return tried[effort] >= target
+
+        low, (high, most) = 0, self._efforts()
+        while not enough(high) and high < most:
+            low, high = high, min(2 * high, most)
+        while high - low > max(1, high // 16) and low > 0:
+            middle = (low + high) // 2
+            low, high = (low, middle) if enough(middle) else (middle, high)
+        return high, tried[high]
+
+    def _drawn(self) -> Float[Tensor, "S 1 D"]:
+        """Queries around item vectors."""
         generator = torch.Generator().manual_seed(0)
         count = len(self.vectors) - FIRST_KNOWN
-        rows = FIRST_KNOWN + torch.randint(count, (min(SAMPLE, count),), generator=generator)
-        near = self.vectors[rows]
+        near = self.vectors[FIRST_KNOWN + torch.randint(count, (min(SAMPLE, count),), generator=generator)]
         noise = torch.randn(near.shape, generator=generator) * near.square().mean().sqrt()
-        queries = near + NOISE * noise
-        k = min(SAMPLE_K, count)
-        truth, _ = self._exact.search(queries.unsqueeze(1), torch.ones(len(queries), 1, dtype=torch.bool), k)
-        effort, most = self._efforts()
-        while True:
-            found = self._propose(queries.numpy(), k, None, effort)
-            recall = float((truth.unsqueeze(2) == found.unsqueeze(1)).any(2).float().mean())
-            if recall >= TARGET_RECALL or effort >= most:
-                return effort, recall
-            effort = min(effort + effort // 2, most)
+        return (near + NOISE * noise).unsqueeze(1)
 
     @torch.no_grad()
     def search(
@@ -127,7 +162,7 @@ class ApproximateIndex(ABC):
             raise ValueError(f"k must be at least 1, received {k}")
         # each query alone must be able to fill the list after the user's exclusions
         fetched = min(k + (0 if exclude is None else exclude.shape[1]), len(self.vectors) - FIRST_KNOWN)
-        at_once = max(1, NUMBERS_AT_ONCE // (interests * fetched * dim))
+        at_once = max(1, NUMBERS_AT_ONCE // (2 * interests * fetched * dim))  # up to twice as many are proposed
         rows = torch.zeros(count, k, dtype=torch.int64)
         scores = torch.full((count, k), -torch.inf)
         for start in range(0, count, at_once):
@@ -144,12 +179,13 @@ class ApproximateIndex(ABC):
     def _best(
         self, queries: Tensor, valid: Tensor, k: int, fetched: int, exclude: Tensor | None, allowed: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The min(k, K · fetched) best of what is proposed, with exact scores."""
+        """The k best (all, where there are fewer) of what is proposed, with exact scores."""
         count, interests, dim = queries.shape
         found = self._propose(queries.reshape(-1, dim).numpy(), fetched, allowed, self.effort)
-        found = found.view(count, interests, fetched).masked_fill(~valid.unsqueeze(2), 0)
-        rows = found.flatten(1).sort(dim=1).values  # (b, K · fetched), equal rows side by side
-        products = queries @ self.vectors[rows].transpose(1, 2)  # (b, K, M)
+        found = found.view(count, interests, -1).masked_fill(~valid.unsqueeze(2), 0)
+        rows = found.flatten(1).sort(dim=1).values  # (b, M), equal rows side by side
+        vectors = F.embedding(rows, self.vectors)  # (b, M, D); indexing takes ten times as long
+        products = queries @ vectors.transpose(1, 2)  # (b, K, M)
         scores = products.masked_fill(~valid.unsqueeze(2), -torch.inf).amax(1)
         never = rows == 0
         never[:, 1:] |= rows[:, 1:] == rows[:, :-1]  # an item counts once, with its best interest
@@ -157,9 +193,8 @@ class ApproximateIndex(ABC):
             ordered = exclude.sort(dim=1).values
             place = torch.searchsorted(ordered, rows).clamp(max=ordered.shape[1] - 1)
             never |= ordered.gather(1, place) == rows
-        rows, scores = order_by_score(rows, scores.masked_fill(never, -torch.inf))
-        rows = rows.masked_fill(scores == -torch.inf, 0)
-        return rows[:, :k], scores[:, :k]
+        places, scores = top_rows(scores.masked_fill(never, -torch.inf), min(k, rows.shape[1]))
+        return rows.gather(1, places).masked_fill(scores == -torch.inf, 0), scores
 
     # --------------------------------------------------------------------------------------------------------- cache
     def save(self, folder: Path | str) -> None:
@@ -179,14 +214,24 @@ class ApproximateIndex(ABC):
         _write(folder / "index.json", json.dumps(about, indent=1).encode())
 
     @classmethod
-    def load(cls: type[_Index], folder: Path | str, vectors: Float[Tensor, "N D"], kind: str | None = None) -> _Index:
-        """The index of `vectors`, from the cache where that fits them bit for bit, else built anew with a warning."""
+    def load(
+        cls: type[_Index],
+        folder: Path | str,
+        vectors: Float[Tensor, "N D"],
+        kind: str | None = None,
+        *,
+        queries: Float[Tensor, "U K _"] | None = None,
+    ) -> _Index:
+        """The index of `vectors`, from the cache where that fits them bit for bit, else built anew with a warning.
+
+        `queries` matter only then.
+        """
         folder, made = Path(folder), cls.__new__(cls)
         made._start(vectors, kind)
         reason = made._read(folder, kind)
         if reason is not None:
             warnings.warn(f"the index cache in {folder} {reason}; it is built anew from the vectors", stacklevel=2)
-            made.__init__(vectors, kind)  # type: ignore[misc]
+            made.__init__(vectors, kind, queries=queries)  # type: ignore[misc]
         return made
 
     def _read(self, folder: Path, kind: str | None) -> str | None:
