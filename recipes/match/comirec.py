@@ -12,7 +12,8 @@ are shuffled by a fixed seed. Recall@50 on the validation users chooses the epoc
 each history a pass (YouTubeDNN, MIND, ComiRec, MGNM) and those that learn at every position (GRU4Rec, SASRec) have
 passes of their own; softmax over all items, sampled where there are more than LARGEST.
 
-`NAME:K` is a model with K interests, e.g. comirec_sa:1. A run that is finished (a file in OUT) is not repeated.
+`NAME:K` is a model with K interests, e.g. comirec_sa:1; `NAME+best` is trained by the best of the interests for every
+item, as it is served (learn/interests.py), and not as in its paper. A run that is finished (a file in OUT) is kept.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ from funnelrec.data.tables import Tables
 from funnelrec.evaluate.protocol import MatchResult
 from funnelrec.evaluate.significance import paired_test
 from funnelrec.learn.fit import fit
+from funnelrec.learn.interests import BestInterestSoftmax
+from funnelrec.learn.losses import Loss, SampledSoftmax
 from funnelrec.learn.schedules import Cosine
 from funnelrec.workflow import Choice, evaluate_matchers, match_loss, validation_metrics
 
@@ -55,7 +58,7 @@ METRICS = tuple(f"{name}@{k}" for k in KS for name in ("recall", "ndcg", "hit_ra
 LARGEST = 10_000  #: items; above it the softmax is over a sample
 VALIDATIONS = 3
 SINGLE = "youtube_dnn"  #: what the models with several interests are compared with
-MULTI = ("mind", "comirec_dr", "comirec_sa", "mgnm")
+BEST = "+best"
 MAX_LEN = {"films": 50, "books": 20}
 
 
@@ -72,7 +75,7 @@ class Setting:
 
     def of(self, name: str, max_len: int) -> Choice:
         """The model; a number behind the name is that of its interests."""
-        model, _, interests = name.partition(":")
+        model, _, interests = name.replace(BEST, "").partition(":")
         choice = Choice.parse(f"{model}({self.config})", "match")
         more = {"num_interests": int(interests)} if interests else {}
         return Choice(choice.name, {**choice.config, **more, **({"max_len": max_len} if self.passes else {})})
@@ -139,6 +142,16 @@ def tables(folder: Path) -> tuple[str, Tables]:
     return ("films" if file is None else "books"), Tables(events=events, schema=schema, items=catalogue)
 
 
+def loss_of(name: str, model: Any, data: Dataset, temperature: float) -> Loss:
+    """A softmax over all items, or over a sample where there are more than LARGEST."""
+    loss: Any = match_loss(model, data, LARGEST)
+    if BEST not in name:
+        return replace(loss, temperature=temperature)
+    if isinstance(loss, SampledSoftmax):
+        return BestInterestSoftmax(loss.num_negatives, loss.sampler, temperature)
+    return BestInterestSoftmax(temperature=temperature)
+
+
 def run(data: Dataset, name: str, setting: Setting, max_len: int, seed: int) -> tuple[Any, dict[str, Any]]:
     """Train one model. Returns it and what the run came to."""
     model = setting.of(name, max_len).build(data.spec, seed=seed)
@@ -153,7 +166,7 @@ def run(data: Dataset, name: str, setting: Setting, max_len: int, seed: int) -> 
     result = fit(
         model,
         batches,
-        replace(match_loss(model, data, LARGEST), temperature=setting.temperature),  # type: ignore[type-var]
+        loss_of(name, model, data, setting.temperature),
         epochs=epochs,
         lr=setting.lr,
         clip_norm=5.0,
@@ -251,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         spread_of_taste = genre_entropy(data, MAX_LEN[kind]) if kind == "films" else np.empty(0)
         for seed, name in product(options.seeds, options.models):
             file = out / f"{name.replace(':', '-')}.{seed}.json"
-            setting = SETTINGS[kind][name.partition(":")[0]]
+            setting = SETTINGS[kind][name.replace(BEST, "").partition(":")[0]]
             if setting.passes:
                 given = {k: getattr(options, k) for k in ("lr", "passes", "temperature")}
                 setting = replace(setting, **{k: v for k, v in given.items() if v is not None})
@@ -271,7 +284,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         users[name] = {metric: np.mean([r[metric] for r in runs], axis=0) for metric in METRICS}
     tests = [line for metric in ("recall@50", "hit_rate@50") for line in against(users, SINGLE, metric)]
     for base in (name for name in users if name.endswith(":1")):
-        tests += against({n: users[n] for n in (base, base[:-2]) if n in users}, base, "recall@50")
+        own = (base, base[:-2], base[:-2] + BEST)
+        tests += against({n: users[n] for n in own if n in users}, base, "recall@50")
     if kind == "films":
         tests += by_entropy(users, spread_of_taste, "recall@50")
     facts = {
