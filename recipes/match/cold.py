@@ -28,6 +28,7 @@ import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from funnelrec import Dataset
 from funnelrec.core.batch import Batch
@@ -42,14 +43,14 @@ from funnelrec.encode.item.graph import ItemGraph
 from funnelrec.encode.item.neighbourhoods import Neighbourhoods
 from funnelrec.encode.item.pmgt import PMGT
 from funnelrec.evaluate.metrics import auc
-from funnelrec.evaluate.significance import bootstrap_interval
+from funnelrec.evaluate.significance import bootstrap_interval, paired_test
 from funnelrec.learn.fit import fit
 from funnelrec.learn.losses import FullSoftmax, Terms
 from funnelrec.learn.schedules import Cosine
 from funnelrec.match.comirec_sa import ComiRecSA
 
 K = 20
-SCALES = (0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.3)
+SCALES = (0.95, 1.0, 1.05, 1.1, 1.15, 1.2)
 
 
 def films(folder: Path, movies: Path) -> pl.DataFrame:
@@ -115,7 +116,7 @@ def rank(scores: Tensor, truth: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return (found.sum(1) / wanted)[who].numpy(), ((found * gain).sum(1) / ideal)[who].numpy()
 
 
-def learn(data: Dataset, vectors: Tensor, seed: int, epochs: int) -> ComiRecSA:
+def learn(data: Dataset, vectors: Tensor, seed: int, epochs: int, *, bf16: bool = False) -> ComiRecSA:
     """One vector a user: attention over a bag of films, whose table is also that of the films that are scored."""
     spec = replace(data.spec, content_dim=vectors.shape[1])
     with torch.random.fork_rng():
@@ -128,7 +129,8 @@ def learn(data: Dataset, vectors: Tensor, seed: int, epochs: int) -> ComiRecSA:
     batches = Batches(NextItem(data, "train", max_len=100, mode="cut"), 256, shuffle=True, seed=seed)
     loss = FullSoftmax(classes=warm.nonzero().squeeze(1))
     schedule = Cosine(len(batches) * epochs, warmup=len(batches) * 2)
-    fit(model, batches, loss, epochs=epochs, lr=3e-3, schedule=schedule, seed=seed, progress=sys.stderr.isatty())
+    progress = sys.stderr.isatty()
+    fit(model, batches, loss, epochs=epochs, lr=3e-3, schedule=schedule, seed=seed, bf16=bf16, progress=progress)
     return model.eval()
 
 
@@ -141,11 +143,12 @@ def users_of(model: ComiRecSA, data: Dataset) -> Tensor:
     return model.encode_users(Batch(user=rows, history=history, mask=mask))[0][:, 0]
 
 
-Figures = dict[str, tuple[float, float, float]]  #: recall, half of its interval, NDCG
+Figures = dict[str, tuple[np.ndarray, np.ndarray]]  #: recall and NDCG of each user who has a target
+QUESTIONS = (("cold among cold", "cold"), ("cold among all", "cold"), ("warm among all", "warm"))
 
 
-def table(model: ComiRecSA, data: Dataset, parts: dict[str, pl.DataFrame], scale: float) -> Figures:
-    """The figures of each question."""
+def table(model: ComiRecSA, data: Dataset, parts: dict[str, pl.DataFrame], scale: float) -> tuple[Figures, float]:
+    """The figures of each question, and the share of the lists that is films nobody took yet."""
     shape = (data.spec.num_users, data.spec.num_items)
     warm = torch.from_numpy(data.train_item_counts > 0)
     for own in content_tables(model):
@@ -160,19 +163,10 @@ def table(model: ComiRecSA, data: Dataset, parts: dict[str, pl.DataFrame], scale
         truth[name][targets(data, events)] = True
     cold_items = torch.zeros(shape[1], dtype=torch.bool)
     cold_items[truth["cold"].any(0)] = True
-    among = scores.masked_fill(~cold_items, -torch.inf)
     everything = scores.masked_fill(~(warm | cold_items), -torch.inf)
-    result: Figures = {}
-    for name, given, which in (
-        ("cold among cold", among, "cold"),
-        ("cold among all", everything, "cold"),
-        ("warm among all", everything, "warm"),
-    ):
-        recall, ndcg = rank(given, truth[which])
-        interval = bootstrap_interval(recall)
-        result[name] = (float(recall.mean()), interval.half, float(ndcg.mean()))
-    share = cold_items[everything.topk(K, dim=1).indices].double().mean()
-    return {**result, "share of cold films in the lists": (float(share), 0.0, 0.0)}
+    given = {"cold among cold": scores.masked_fill(~cold_items, -torch.inf)}
+    result = {name: rank(given.get(name, everything), truth[which]) for name, which in QUESTIONS}
+    return result, float(cold_items[everything.topk(K, dim=1).indices].double().mean())
 
 
 def words(data: Dataset, seed: int) -> Tensor:
@@ -191,33 +185,40 @@ def both(data: Dataset, seed: int) -> Tensor:
     return torch.cat(parts, 1)
 
 
-def pmgt(data: Dataset, seed: int) -> Tensor:
-    """Vectors [N, 64] that PMGT makes of `both` and the graph of training films; how well it finds links of films whose
-    links it was not shown goes to standard output."""
-    features = both(data, seed)
+def item_graph(data: Dataset) -> ItemGraph:
+    """Training films that the same people took."""
     users, items = (torch.tensor(x, dtype=torch.int64) for x in data.taken("train")[:2])
-    graph = ItemGraph.from_interactions(users, items, data.spec.num_items, min_count=3, min_cosine=0.3)
+    return ItemGraph.from_interactions(users, items, data.spec.num_items, min_count=3, min_cosine=0.3)
+
+
+def pmgt(data: Dataset, seed: int) -> Tensor:
+    """Vectors [N, 64] that PMGT makes of `both` and the graph of training films."""
+    return _of_graph(item_graph(data), both(data, seed), seed)
+
+
+def _of_graph(graph: ItemGraph, features: Tensor, seed: int) -> Tensor:
+    present = torch.stack([part.any(1) for part in torch.split(features, 64, dim=1)], 1)
+    known = (graph.degree > 0).nonzero().squeeze(1)
+    items = Neighbourhoods(graph, features, present, known, alone=0.3)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = PMGT(feature_dims=(64, 64), embedding_dim=64, temperature=0.2, dropout=0.1)
+    batches = Batches(items, 256, shuffle=True, seed=seed)
+    epochs = 1500 // len(batches)
+    schedule = Cosine(len(batches) * epochs, warmup=100)
+    fit(model, batches, Terms(), epochs=epochs, lr=2e-3, schedule=schedule, seed=seed, progress=False)
+    return model.item_vectors(items, torch.arange(graph.num_items))
+
+
+def links(data: Dataset, seed: int) -> None:
+    """How well PMGT finds links of a tenth of the films, whose links it was not shown."""
+    graph, features = item_graph(data), both(data, seed)
     nodes = (graph.degree > 0).nonzero().squeeze(1)
     held = nodes[torch.randperm(len(nodes), generator=torch.Generator().manual_seed(seed))[: len(nodes) // 10]]
-    present = torch.stack([part.any(1) for part in torch.split(features, 64, dim=1)], 1)
-
-    def trained(graph: ItemGraph) -> Tensor:
-        known = (graph.degree > 0).nonzero().squeeze(1)
-        items = Neighbourhoods(graph, features, present, known, alone=0.3)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model = PMGT(feature_dims=(64, 64), embedding_dim=64, temperature=0.2, dropout=0.1)
-        batches = Batches(items, 256, shuffle=True, seed=seed)
-        epochs = 1500 // len(batches)
-        schedule = Cosine(len(batches) * epochs, warmup=100)
-        fit(model, batches, Terms(), epochs=epochs, lr=2e-3, schedule=schedule, seed=seed, progress=False)
-        return model.item_vectors(items, torch.arange(data.spec.num_items))
-
-    shown = trained(graph.without(held))
-    area, plain = (link_auc(x, graph, held, seed) for x in (shown, torch.nn.functional.normalize(features, dim=1)))
-    links = len(graph.neighbours) // 2
-    sys.stdout.write(f"{len(nodes)} films, {links} links; link AUC of held films {area:.4f}, by words {plain:.4f}\n")
-    return trained(graph)
+    shown = _of_graph(graph.without(held), features, seed)
+    area, plain = (link_auc(x, graph, held, seed) for x in (shown, normalize(features, dim=1)))
+    count = len(graph.neighbours) // 2
+    write(f"{len(nodes)} films, {count} links; link AUC of held films {area:.4f}, by words {plain:.4f}")
 
 
 def link_auc(vectors: Tensor, graph: ItemGraph, held: Tensor, seed: int) -> float:
@@ -249,25 +250,52 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, help="train_df.csv.gz, cold_vali_df.csv.gz, cold_test_df.csv.gz, …")
     parser.add_argument("movies", type=Path, help="movies.dat of MovieLens-1M")
-    parser.add_argument("--vectors", choices=VECTORS, default="words")
+    parser.add_argument("--vectors", nargs="+", default=["both"], help="words, both, pmgt; both+pmgt: side by side")
+    parser.add_argument("--links", action="store_true", help="only what PMGT finds of links it was not shown")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--bf16", action="store_true", help="train in bfloat16: faster where the processor has it")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     catalogue = films(options.folder, options.movies)
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as folder:
             data, warm = dataset(options.folder, catalogue, seed, Path(folder) / "data")
-            made = VECTORS[options.vectors](data, seed)
-            model = learn(data, made, seed, options.epochs)
+            if options.links:
+                links(data, seed)
+                continue
+            made = {
+                name: VECTORS[name](data, seed) for name in {n for kind in options.vectors for n in kind.split("+")}
+            }
             valid = {"cold": pairs(options.folder, "cold_vali"), "warm": warm}
             test = {"cold": pairs(options.folder, "cold_test"), "warm": warm}
-            for name, parts in (("validation", valid), ("test", test)):
-                for scale in SCALES:
-                    row = table(model, data, parts, scale)
-                    cells = " | ".join(f"{r:.4f} ± {h:.4f}, {n:.4f}" for r, h, n in row.values())
-                    sys.stdout.write(f"| {seed} | {name} | {scale:g} | {cells} |\n")
-                    sys.stdout.flush()
+            found: dict[str, np.ndarray] = {}
+            for kind in options.vectors:
+                parts = [made[name] for name in kind.split("+")]
+                content = torch.cat([normalize(x, dim=1) for x in parts], 1) if len(parts) > 1 else parts[0]
+                model = learn(data, content, seed, options.epochs, bf16=options.bf16)
+                for name, events in (("validation", valid), ("test", test)):
+                    for scale in SCALES:
+                        figures, share = table(model, data, events, scale)
+                        cells = [
+                            f"{recall.mean():.4f} ± {bootstrap_interval(recall).half:.4f}, {ndcg.mean():.4f}"
+                            for recall, ndcg in figures.values()
+                        ]
+                        write(f"| {kind} | {seed} | {name} | {scale:g} | {' | '.join(cells)} | {share:.3f} |")
+                found[kind] = figures["cold among cold"][0]
+            for kind in options.vectors[1:]:
+                test_of = paired_test(found[kind], found[options.vectors[0]])
+                low, high = test_of.interval.low, test_of.interval.high
+                write(
+                    f"cold among cold, Recall@{K} of {kind} above {options.vectors[0]}: {test_of.difference:+.4f} "
+                    f"[{low:+.4f}, {high:+.4f}], p = {test_of.p_randomisation:.4f}"
+                )
+
+
+def write(line: str) -> None:
+    """One line at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
