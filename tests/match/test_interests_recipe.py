@@ -29,10 +29,15 @@ def test_it_runs_and_goes_on(
     monkeypatch.setattr(recipe, "KNOB", (0.0, 1000.0))
     monkeypatch.setattr(recipe, "CANDIDATES", 60)
     recipe.main([str(tmp_path), "--models", "comirec_sa", "--interests", "1", "2"])
-    rows = [r for r in capsys.readouterr().out.splitlines() if r.startswith("| comirec_sa")]
-    assert [r.split(" | ")[1] for r in rows] == ["1", "2"]
+    printed = capsys.readouterr().out
+    rows = [r.split(" | ") for r in printed.splitlines() if "comirec_sa" in r]
+    assert [r[:3] for r in rows] == [["| best", "comirec_sa", "1"], ["| best", "comirec_sa", "2"]]
+    possible = [[float(x) for x in r.strip("| ").split(" | ")] for r in printed.split("\n\n")[0].splitlines()[2:]]
+    narrow, wide = possible[0], possible[-1]
+    assert narrow[1] > narrow[2] + 0.05  # four numbers: the sum of four of forty directions is none of them
+    assert wide[1] == pytest.approx(wide[2], abs=0.03)
     stored = json.loads((tmp_path / "results.json").read_text())
-    assert stored["comirec_sa 1 0"]["agreement"] == pytest.approx(0)  # one interest tells nothing of the true ones
+    assert stored["best comirec_sa 1 0"]["agreement"] == pytest.approx(0)  # one interest tells nothing of the true ones
     monkeypatch.setattr(recipe, "run", None)  # finished runs are not run again
     recipe.main([str(tmp_path), "--models", "comirec_sa", "--interests", "1", "2"])
 
