@@ -72,7 +72,11 @@ def asdict_items(answer: object) -> list[dict[str, object]]:
 def test_evaluate_gives_the_figures_that_fit_stored(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["evaluate", str(shop / "shop.funnel")]) == 0
     stored = Funnel.load(shop / "shop.funnel").metrics["match"]["recall@50"]
-    assert f"{stored:.4f}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{stored:.4f}" in printed
+    for table in (printed, (shop / "shop.funnel" / "report" / "report.md").read_text()):
+        parts = table.split("The funnel: who is served how well")[1]
+        assert "overall" in parts and "items seen in training" in parts
 
 
 def test_models_lists_every_stage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,6 +94,7 @@ def test_markdown_shows_what_was_measured(report: Report) -> None:
     for heading in ("## Match", "## Rank", "## The funnel", "## Who is served how well", "## Accuracy"):
         assert heading in text
     assert "items new since training" in text
+    assert cells(text, "overall")[2].startswith(f"{result['popularity'].means['ndcg@5']:.4f} ± ")
     for line in text.splitlines():
         if line.startswith("|"):
             assert line.endswith("|")

@@ -153,6 +153,7 @@ def fit_funnel(tables: Tables, out: Path, plan: Plan, training: Training, *, spl
     )
     stages = evaluate_stages(funnel, dataset)
     show.report_table(report.stage_table(stages))
+    report.slice_table(stages, title="The funnel: who is served how well")
     funnel.metrics = stage_figures(stages)
     if plan.item_map:
         funnel.item_map = item_places(funnel, dataset, seed=training.seed)
@@ -218,4 +219,5 @@ def evaluate_folder(folder: Path) -> Mapping[str, MatchResult]:
     stages = evaluate_stages(funnel, dataset)
     report = Report(f"funnelrec evaluate: {folder}")
     show.report_table(report.stage_table(stages))
+    show.report_table(report.slice_table(stages, title="The funnel: who is served how well"))
     return stages

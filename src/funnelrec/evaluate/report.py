@@ -234,12 +234,12 @@ class Report:
     def slice_table(
         self, results: Mapping[str, MatchResult], *, metric: str | None = None, title: str = "Who is served how well"
     ) -> Table:
-        """Add a table of one metric in parts: users by length of history, targets seen in training or new."""
+        """Add a table of one metric for all and in parts: users by history, targets seen in training or new."""
         require_comparable(results)
         first = next(iter(results.values()))
         metric = metric or f"ndcg@{first.ks[0]}"
         _require_measured([metric], first)
-        parts = {name: result.slices() for name, result in results.items()}
+        parts = {name: {"overall": result.metrics, **result.slices()} for name, result in results.items()}
         cells, rows = [], []
         for part, measured in next(iter(parts.values())).items():
             users = measured[metric].size
