@@ -3,7 +3,7 @@
 Run:      python recipes/match/interests.py OUT [--models comirec_sa …] [--interests 1 2 4 8] [--seeds 0 1 2] [--curve]
           [--loss best papers]
 Hardware: 1 CPU core; 5 to 25 seconds of processor time a model, number of interests and seed
-Expected: recall@50 and agreement (NMI) for 1, 2, 4, 8 interests, seed 0, ± .014: comirec_sa .294 0, .312 .58, .333 .85,
+Expected: recall@50 and agreement (NMI) for 1, 2, 4, 8 interests, seed 0, ± .014: comirec_sa .294 0, .314 .58, .333 .85,
           .354 .97; mind .259 0, .276 .37, .287 .65, .308 .79; comirec_dr .282 0, .277 .45, .291 .65, .275 .70;
           comirec_sa with `--loss papers` and 4 interests .288 .72
 
