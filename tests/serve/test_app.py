@@ -465,7 +465,10 @@ def test_a_deadline_leaves_the_order_of_retrieval_and_says_so(folder: Path, funn
     ranker = ask.shop.live.current.funnel.pipeline.ranker  # type: ignore[attr-defined]
     forward = ranker.forward
 
+    asked: list[int] = []
+
     def slow(batch: Any) -> torch.Tensor:
+        asked.append(batch.size)
         time.sleep(0.2)
         return forward(batch)
 
@@ -474,9 +477,9 @@ def test_a_deadline_leaves_the_order_of_retrieval_and_says_so(folder: Path, funn
     hurried = {"user_id": "u07", "k": 5, "deadline_ms": 100, "explain": True}
     for _ in range(12):  # until it is known how slow the ranker is
         assert ask("/v1/recommend", patient).json()["degraded"] is False
-    started = time.perf_counter()
+    assert len(asked) == 12
     answer = ask("/v1/recommend", hurried).json()
-    assert time.perf_counter() - started < 0.19
+    assert len(asked) == 12  # it was not waited for
     assert answer["degraded"] is True and "rank" not in answer["timing_ms"]
     assert [i["places"]["match"] for i in answer["items"]] == [1, 2, 3, 4, 5]
     assert answer["items"][0]["scores"]["rank"] is None

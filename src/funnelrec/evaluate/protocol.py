@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from funnelrec.core.batch import Batch
 from funnelrec.core.contracts import Matcher, Ranker, VectorMatcher
+from funnelrec.core.nn.linear import linear
 from funnelrec.core.shapes import FIRST_KNOWN
 from funnelrec.evaluate import metrics
 from funnelrec.evaluate.significance import PairedAUC, PairedTest, paired_auc_difference, paired_test
@@ -267,7 +268,7 @@ def _best_scores(model: VectorMatcher, batch: Batch, vectors: Float[Tensor, "N D
     interests, valid = model.encode_users(batch)
     best = torch.full((interests.shape[0], vectors.shape[0]), -torch.inf, device=vectors.device)
     for k in range(interests.shape[1]):
-        scores = (interests[:, k] @ vectors.T).float()  # (B, N)
+        scores = linear(interests[:, k], vectors).float()  # (B, N)
         best = torch.maximum(best, scores.masked_fill(~valid[:, k, None], -torch.inf))
     return best
 

@@ -14,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from funnelrec.core.batch import Batch
+from funnelrec.core.nn.linear import linear
 from funnelrec.core.shapes import FIRST_KNOWN
 from funnelrec.data.histories import Histories
 
@@ -48,7 +49,7 @@ def next_item_ranks(
         items, _, mask = sessions.take(sessions.offsets[users], sessions.offsets[users + 1], longest)
         asked = mask[:, :-1]
         vectors = model.encode_positions(Batch(history=items[:, :-1], mask=asked))[asked]  # (P, D)
-        scores = vectors @ catalogue.T
+        scores = linear(vectors, catalogue)
         own = scores.gather(1, items[:, 1:][asked].unsqueeze(1) - FIRST_KNOWN)
         ranks.append((~(scores < own)).sum(1))  # a score that is not a number is no win either
     return torch.cat(ranks) if ranks else torch.zeros(0, dtype=torch.int64)

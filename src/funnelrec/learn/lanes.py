@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from funnelrec.core.batch import Batch
+from funnelrec.core.nn.linear import product
 from funnelrec.core.schema import Spec
 from funnelrec.learn.losses import pairs
 from funnelrec.learn.samplers import Popularity
@@ -151,9 +152,9 @@ class _Swept(torch.autograd.Function):
         low = torch.is_autocast_enabled(device)
         left, right = (users.bfloat16(), items.bfloat16()) if low else (users, items)
         with torch.autocast(device, enabled=False):
-            value, gradient = each(torch.mm(left, right.T).float(), *rest)
+            value, gradient = each(product(left, right).float(), *rest)
             gradient = gradient.to(left.dtype)
-            to_users, to_items = gradient @ right, gradient.T @ left
+            to_users, to_items = product(gradient, right.T), product(gradient.T, left.T)
         ctx.save_for_backward(to_users, to_items)
         ctx.dtypes = users.dtype, items.dtype
         ctx.arguments = len(rest)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from funnelrec.core.batch import Batch
+from funnelrec.core.nn.linear import product
 from funnelrec.core.shapes import FIRST_KNOWN
 from funnelrec.learn.samplers import Sampler, Uniform
 
@@ -547,13 +548,12 @@ class _LogSumExp(torch.autograd.Function):
         grad_users = torch.empty_like(users) if need_users else None
         grad_items = torch.zeros_like(items) if need_items else None
         sums, tops = users.new_empty(count), users.new_zeros(count)
-        buffer = users.new_empty(step, columns, dtype=kind)
         scale = LOG2_E if safe else 1.0  # exp(x) = 2^(x log2 e), and exp2 takes a third of the time of exp
         scaled, vectors = (users * scale).to(kind), items.to(kind)
         shift = None if bias is None else bias * scale
         for start in range(0, count, step):
             stop = min(start + step, count)
-            e = torch.mm(scaled[start:stop], vectors.T, out=buffer[: stop - start])  # (step, N)
+            e = product(scaled[start:stop], vectors)  # (step, N)
             if shift is not None:
                 e.add_(shift)
             if hits is not None:
@@ -568,13 +568,10 @@ class _LogSumExp(torch.autograd.Function):
             if own is not None:
                 z.add_((own[start:stop] - tops[start:stop]).exp())
             if grad_users is not None:
-                grad_users[start:stop] = torch.mm(e, vectors)
+                grad_users[start:stop] = product(e, vectors.T)
             if grad_items is not None:
                 divided = (users[start:stop] / (z * count).unsqueeze(1)).to(kind)
-                if half:
-                    grad_items.add_(torch.mm(e.T, divided))
-                else:
-                    grad_items.addmm_(e.T, divided)
+                grad_items.add_(product(e.T, divided.T))
         logs = sums.log().add_(tops)
         weight = (sums * count).reciprocal_()  # (P,)
         if grad_users is not None:

@@ -34,6 +34,7 @@ from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
 from funnelrec.core.nn.dropout import Dropout
 from funnelrec.core.nn.items import any_known, item_table, newest_items
+from funnelrec.core.nn.linear import Linear
 from funnelrec.core.nn.packed import Packed, pack
 from funnelrec.core.schema import Spec
 from funnelrec.core.shapes import FIRST_KNOWN
@@ -49,10 +50,10 @@ class _Block(nn.Module):
     def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.query, self.value, self.out = (nn.Linear(dim, dim) for _ in range(3))
-        self.key = nn.Linear(dim, dim, bias=False)
+        self.query, self.value, self.out = (Linear(dim, dim) for _ in range(3))
+        self.key = Linear(dim, dim, bias=False)
         self.attention_norm, self.forward_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.inner, self.outer = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+        self.inner, self.outer = Linear(dim, 4 * dim), Linear(4 * dim, dim)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "T D"], packed: Packed) -> Float[Tensor, "T D"]:
@@ -96,7 +97,7 @@ class BERT4Rec(nn.Module):
         self.positions = nn.Parameter(torch.empty(max_len, embedding_dim))  # row p: p slots before the newest
         self.norm = nn.LayerNorm(embedding_dim)
         self.blocks = nn.ModuleList(_Block(embedding_dim, num_heads, dropout) for _ in range(num_layers))
-        self.head, self.head_norm = nn.Linear(embedding_dim, embedding_dim), nn.LayerNorm(embedding_dim)
+        self.head, self.head_norm = Linear(embedding_dim, embedding_dim), nn.LayerNorm(embedding_dim)
         self.dropout = Dropout(dropout)
         for parameter in (self.hidden, self.positions):
             nn.init.normal_(parameter, std=0.02)

@@ -29,6 +29,7 @@ from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
 from funnelrec.core.nn.attention import masked_softmax
 from funnelrec.core.nn.items import any_known, closest_interest, item_table, newest_items
+from funnelrec.core.nn.linear import Linear
 from funnelrec.core.schema import Spec
 from funnelrec.core.shapes import UNKNOWN
 
@@ -62,8 +63,8 @@ class ComiRecSA(nn.Module):
         # and not topics (mutual information with planted topics .29 instead of .94).
         self.items = item_table(spec, embedding_dim, std=0.02, owner="ComiRec-SA")
         self.positions = nn.Parameter(torch.empty(max_len, embedding_dim))  # row p: p slots before the newest
-        self.inner = nn.Linear(embedding_dim, 4 * embedding_dim)  # W1
-        self.outer = nn.Linear(4 * embedding_dim, num_interests, bias=False)  # W2
+        self.inner = Linear(embedding_dim, 4 * embedding_dim)  # W1
+        self.outer = Linear(4 * embedding_dim, num_interests, bias=False)  # W2
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -37,6 +37,7 @@ from funnelrec.core.config import keeps_config
 from funnelrec.core.nn.capsule import SlotVotes, route
 from funnelrec.core.nn.embedding import Table
 from funnelrec.core.nn.items import any_known, item_table, newest_items
+from funnelrec.core.nn.linear import Linear
 from funnelrec.core.schema import Spec
 from funnelrec.core.shapes import FIRST_KNOWN, UNKNOWN
 
@@ -54,7 +55,7 @@ class _SequentialCapsules(nn.Module):
         self.votes = SlotVotes(max_len, dim, num_interests)
         # one recurrence a user: it reads what an item says of all interests
         self.forwards, self.backwards = (nn.LSTM(num_interests * dim, dim // 2, batch_first=True) for _ in range(2))
-        self.out = nn.Linear(dim, num_interests * dim, bias=False)
+        self.out = Linear(dim, num_interests * dim, bias=False)
         nn.init.xavier_uniform_(self.out.weight)
 
     def forward(self, x: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B K D"]:
@@ -124,7 +125,7 @@ class MGNM(nn.Module):
         self.users = Table(spec.num_users, embedding_dim, std=embedding_dim**-0.5)
         with torch.no_grad():
             self.users.weight[UNKNOWN].zero_()
-        convolutions = [nn.Linear(embedding_dim, embedding_dim) for _ in range(num_layers)]
+        convolutions = [Linear(embedding_dim, embedding_dim) for _ in range(num_layers)]
         for linear in convolutions:
             nn.init.orthogonal_(linear.weight)
             nn.init.zeros_(linear.bias)

@@ -38,6 +38,7 @@ from funnelrec.core.config import keeps_config
 from funnelrec.core.nn.attention import masked_softmax
 from funnelrec.core.nn.capsule import route
 from funnelrec.core.nn.items import any_known, closest_interest, item_table, newest_items
+from funnelrec.core.nn.linear import Linear
 from funnelrec.core.nn.mlp import MLP
 from funnelrec.core.schema import Spec
 
@@ -82,7 +83,7 @@ class MIND(nn.Module):
         self.max_len = max_len
         # a small start: the first agreements are those of the random logits alone, until the items have grouped
         self.items = item_table(spec, embedding_dim, std=0.02, owner="MIND")
-        self.bilinear = nn.Linear(embedding_dim, embedding_dim, bias=False)  # S
+        self.bilinear = Linear(embedding_dim, embedding_dim, bias=False)  # S
         nn.init.orthogonal_(self.bilinear.weight)
         self.register_buffer("routing", torch.randn(max_len, num_interests))  # row p: b of p slots before the newest
         self.tower = MLP(embedding_dim, (*hidden, embedding_dim)) if hidden else nn.Identity()

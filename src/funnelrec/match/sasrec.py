@@ -30,6 +30,7 @@ from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
 from funnelrec.core.nn.dropout import Dropout
 from funnelrec.core.nn.items import any_known, item_table, newest_items
+from funnelrec.core.nn.linear import Linear
 from funnelrec.core.nn.packed import Packed, pack
 from funnelrec.core.schema import Spec
 from funnelrec.core.shapes import PADDING, UNKNOWN
@@ -44,10 +45,10 @@ class _Block(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.attention_norm = nn.LayerNorm(dim)
-        self.query, self.value = nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.key = nn.Linear(dim, dim, bias=False)
+        self.query, self.value = Linear(dim, dim), Linear(dim, dim)
+        self.key = Linear(dim, dim, bias=False)
         self.forward_norm = nn.LayerNorm(dim)
-        self.inner, self.outer = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.inner, self.outer = Linear(dim, dim), Linear(dim, dim)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "T D"], packed: Packed) -> Float[Tensor, "T D"]:

@@ -24,6 +24,7 @@ from funnelrec.core.nn.attention import masked_softmax
 from funnelrec.core.nn.crosses import pair_index
 from funnelrec.core.nn.dropout import Dropout
 from funnelrec.core.nn.embedding import FieldEmbedding
+from funnelrec.core.nn.linear import Linear
 from funnelrec.core.schema import Spec
 
 __all__ = ["AFM"]
@@ -40,9 +41,9 @@ class AFM(nn.Module):
     def __init__(self, spec: Spec, *, embedding_dim: int = 16, attention_dim: int = 16, dropout: float = 0.5) -> None:
         super().__init__()
         self.embedding = FieldEmbedding(spec, embedding_dim, linear=True)
-        self.attend = nn.Linear(embedding_dim, attention_dim)
-        self.score = nn.Linear(attention_dim, 1, bias=False)  # h
-        self.project = nn.Linear(embedding_dim, 1)  # p, and w₀ as its bias
+        self.attend = Linear(embedding_dim, attention_dim)
+        self.score = Linear(attention_dim, 1, bias=False)  # h
+        self.project = Linear(embedding_dim, 1)  # p, and w₀ as its bias
         self.drop = Dropout(dropout)
         nn.init.xavier_uniform_(self.attend.weight)
         nn.init.zeros_(self.attend.bias)

@@ -19,13 +19,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
 from funnelrec.core.nn.embedding import FieldEmbedding
+from funnelrec.core.nn.linear import linear
 from funnelrec.core.nn.mlp import MLP
 from funnelrec.core.schema import Spec
 
@@ -43,7 +43,7 @@ class _Interact(nn.Module):
             nn.init.xavier_uniform_(weight)
 
     def forward(self, e: Float[Tensor, "B F D"]) -> Float[Tensor, "B F E"]:
-        query, key, value, residual = F.linear(e, self.project.flatten(0, 1)).chunk(4, dim=-1)  # (B, F, E) each
+        query, key, value, residual = linear(e, self.project.flatten(0, 1)).chunk(4, dim=-1)  # (B, F, E) each
         q, k, v = (
             x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2) for x in (query, key, value)
         )  # (B, H, F, d)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
+from funnelrec.core.nn.linear import Linear
 from funnelrec.core.nn.mlp import MLP
 from funnelrec.core.nn.stack import Stack
 from funnelrec.core.schema import Spec
@@ -32,7 +33,7 @@ class _Cross(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.direction = nn.Linear(width, 1, bias=False)  # w_l
+        self.direction = Linear(width, 1, bias=False)  # w_l
         self.bias = nn.Parameter(torch.zeros(width))
         nn.init.xavier_uniform_(self.direction.weight)
 

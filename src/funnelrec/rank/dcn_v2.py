@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
+from funnelrec.core.nn.linear import Linear
 from funnelrec.core.nn.mlp import MLP
 from funnelrec.core.nn.stack import Stack
 from funnelrec.core.schema import Spec
@@ -35,7 +36,7 @@ class _Cross(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.matrix = nn.Linear(width, width)
+        self.matrix = Linear(width, width)
         nn.init.xavier_normal_(self.matrix.weight)
         nn.init.zeros_(self.matrix.bias)
 
@@ -52,7 +53,7 @@ class _LowRankCross(nn.Module):
         self.up = nn.Parameter(torch.empty(num_experts, rank, width))  # Uᵀ
         self.bias = nn.Parameter(torch.zeros(width))
         self.middle = nn.Parameter(torch.empty(num_experts, rank, rank)) if num_experts > 1 else None  # C
-        self.gate = nn.Linear(width, num_experts, bias=False) if num_experts > 1 else None
+        self.gate = Linear(width, num_experts, bias=False) if num_experts > 1 else None
         for weight in (self.down, self.up, self.middle):
             for expert in () if weight is None else weight:
                 nn.init.xavier_normal_(expert)

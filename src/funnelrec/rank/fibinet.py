@@ -24,6 +24,7 @@ from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
 from funnelrec.core.nn.crosses import pair_index
 from funnelrec.core.nn.embedding import FieldEmbedding
+from funnelrec.core.nn.linear import Linear
 from funnelrec.core.nn.mlp import MLP
 from funnelrec.core.schema import Spec
 
@@ -39,8 +40,8 @@ class _Gate(nn.Module):
     def __init__(self, fields: int, reduction: int, gate: str) -> None:
         super().__init__()
         self.gate = gate
-        self.squeeze = nn.Linear(fields, max(1, fields // reduction), bias=False)
-        self.excite = nn.Linear(max(1, fields // reduction), fields, bias=False)
+        self.squeeze = Linear(fields, max(1, fields // reduction), bias=False)
+        self.excite = Linear(max(1, fields // reduction), fields, bias=False)
 
     def forward(self, e: Float[Tensor, "B F D"]) -> Float[Tensor, "B F"]:
         z = e.mean(2)  # (B, F)

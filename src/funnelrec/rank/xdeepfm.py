@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
 from funnelrec.core.nn.embedding import FieldEmbedding
+from funnelrec.core.nn.linear import linear, product
 from funnelrec.core.nn.mlp import MLP
 from funnelrec.core.schema import Spec
 
@@ -46,7 +47,7 @@ class _Compress(torch.autograd.Function):
         x, e, weight = x.to(dtype), e.to(dtype), weight.to(dtype)
         ctx.save_for_backward(x, e, weight)
         chunks = zip(*(torch.split(t, _rows(weight)) for t in (x, e)), strict=True)
-        return torch.cat([_products(a, b) @ weight.T for a, b in chunks])
+        return torch.cat([product(_products(a, b), weight) for a, b in chunks])
 
     @staticmethod
     @once_differentiable
@@ -57,8 +58,8 @@ class _Compress(torch.autograd.Function):
         for start in range(0, len(x), step):
             part = slice(start, start + step)
             a, b, g = x[part], e[part], gradient[part].to(weight.dtype)
-            to_weight += g.T @ _products(a, b)
-            back = (g @ weight).view(len(a), a.shape[1], b.shape[1])  # (R, H, F)
+            to_weight += product(g.T, _products(a, b).T)
+            back = product(g, weight.T).view(len(a), a.shape[1], b.shape[1])  # (R, H, F)
             to_x[part] = torch.bmm(back, b.unsqueeze(2)).squeeze(2)
             to_e[part] = torch.bmm(a.unsqueeze(1), back).squeeze(1)
         return to_x, to_e, to_weight
@@ -105,7 +106,7 @@ class _CIN(nn.Module):
     @staticmethod
     def _compress(x: Tensor, e: Tensor, weight: Tensor) -> Tensor:
         if torch.compiler.is_exporting():  # chunks would fix the batch size of the graph
-            return _products(x, e) @ weight.T
+            return linear(_products(x, e), weight)
         out: Tensor = _Compress.apply(x, e, weight)  # type: ignore[no-untyped-call]
         return out
 

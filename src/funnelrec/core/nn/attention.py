@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from funnelrec.core.nn.activation import Activation, Dice
 from funnelrec.core.nn.activation import activation as make_activation
+from funnelrec.core.nn.linear import Linear, linear
 from funnelrec.core.nn.mlp import MLP
 
 __all__ = [
@@ -48,14 +49,14 @@ class MultiHeadAttention(nn.Module):
             raise ValueError(f"dim must be a multiple of num_heads, received dim={dim}, num_heads={num_heads}")
         self.num_heads = num_heads
         self.dropout = dropout
-        self.query = nn.Linear(dim, dim, bias=bias)
-        self.key = nn.Linear(dim, dim, bias=bias)
-        self.value = nn.Linear(dim, dim, bias=bias)
-        self.out = nn.Linear(dim, dim, bias=bias)
-        for linear in (self.query, self.key, self.value, self.out):
-            nn.init.xavier_uniform_(linear.weight)
+        self.query = Linear(dim, dim, bias=bias)
+        self.key = Linear(dim, dim, bias=bias)
+        self.value = Linear(dim, dim, bias=bias)
+        self.out = Linear(dim, dim, bias=bias)
+        for layer in (self.query, self.key, self.value, self.out):
+            nn.init.xavier_uniform_(layer.weight)
             if bias:
-                nn.init.zeros_(linear.bias)
+                nn.init.zeros_(layer.bias)
 
     def forward(
         self,
@@ -136,9 +137,9 @@ class AdditiveScore(nn.Module):
 
     def __init__(self, query_dim: int, key_dim: int, hidden: int) -> None:
         super().__init__()
-        self.query = nn.Linear(query_dim, hidden)
-        self.key = nn.Linear(key_dim, hidden, bias=False)
-        self.score = nn.Linear(hidden, 1, bias=False)
+        self.query = Linear(query_dim, hidden)
+        self.key = Linear(key_dim, hidden, bias=False)
+        self.score = Linear(hidden, 1, bias=False)
 
     def forward(
         self, query: Float[Tensor, "B Q E"], keys: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"] | None = None
@@ -159,7 +160,7 @@ class MLPScore(nn.Module):
         super().__init__()
         if not hidden:
             raise ValueError(f"MLPScore needs at least one hidden layer, received hidden={tuple(hidden)}")
-        self.first = nn.Linear(4 * dim, hidden[0])
+        self.first = Linear(4 * dim, hidden[0])
         nn.init.xavier_uniform_(self.first.weight)
         nn.init.zeros_(self.first.bias)
         self.activation = make_activation(activation, hidden[0])
@@ -171,9 +172,9 @@ class MLPScore(nn.Module):
         shape = (query.shape[0], query.shape[1], keys.shape[1])
         real = None if mask is None else mask.unsqueeze(1).expand(shape)
         of_q, of_k, of_difference, of_product = self.first.weight.chunk(4, dim=1)  # (hidden, D) each
-        once = F.linear(query, of_q + of_difference, self.first.bias).unsqueeze(2)  # (B, Q, 1, hidden)
-        key = F.linear(keys, of_k - of_difference).unsqueeze(1)  # (B, 1, L, hidden)
-        product = F.linear(query.unsqueeze(2) * keys.unsqueeze(1), of_product)  # (B, Q, L, hidden)
+        once = linear(query, of_q + of_difference, self.first.bias).unsqueeze(2)  # (B, Q, 1, hidden)
+        key = linear(keys, of_k - of_difference).unsqueeze(1)  # (B, 1, L, hidden)
+        product = linear(query.unsqueeze(2) * keys.unsqueeze(1), of_product)  # (B, Q, L, hidden)
         x = once + key + product
         x = self.activation(x, real) if isinstance(self.activation, Dice) else self.activation(x)
         scores: Tensor = self.rest(x, real).squeeze(-1)  # (B, Q, L)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from funnelrec.core.nn.activation import Activation, Dice, MaskedBatchNorm
 from funnelrec.core.nn.activation import activation as make_activation
 from funnelrec.core.nn.dropout import Dropout
+from funnelrec.core.nn.linear import Linear
 
 __all__ = ["MLP"]
 
@@ -59,7 +60,7 @@ class MLP(nn.Module):
 
 
 def _linear(before: int, after: int) -> nn.Linear:
-    layer = nn.Linear(before, after)
+    layer = Linear(before, after)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

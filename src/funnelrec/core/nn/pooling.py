@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from funnelrec.core.nn.attention import masked_softmax
+from funnelrec.core.nn.linear import Linear
 
 __all__ = ["AttentionPooling", "masked_last", "masked_max", "masked_mean", "masked_sum"]
 
@@ -39,8 +40,8 @@ class AttentionPooling(nn.Module):
 
     def __init__(self, dim: int, *, hidden: int | None = None) -> None:
         super().__init__()
-        self.project = nn.Linear(dim, hidden or dim)
-        self.score = nn.Linear(hidden or dim, 1, bias=False)
+        self.project = Linear(dim, hidden or dim)
+        self.score = Linear(hidden or dim, 1, bias=False)
 
     def weights(self, x: Float[Tensor, "*B L D"], mask: Bool[Tensor, "*B L"]) -> Float[Tensor, "*B L"]:
         """Non-negative, 0 at padding, summing to 1 over the real positions."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from funnelrec.core.nn.linear import Linear, linear, product
 
 __all__ = ["GRU", "Evolution"]
 
@@ -32,11 +33,10 @@ class _Recurrence(torch.autograd.Function):
         length, width, size = x.shape
         dim = recurrent.shape[1]
         gates = x  # the projections are nobody else's: the gates r, (u,) c take their place
-        from_state = x.new_empty(width, size)
         states = x.new_zeros(length + 1, dim, size)
         for t in range(length):
             before, gate, c = states[t], gates[t], gates[t, -dim:]
-            torch.mm(recurrent, before, out=from_state)  # (G·E, E) @ (E, B)
+            from_state = product(recurrent, before.T)  # (G·E, E) @ (E, B)
             gate[:-dim].add_(from_state[:-dim]).sigmoid_()
             c.addcmul_(gate[:dim], from_state[-dim:]).tanh_()
             weight = share[t] * gate[dim : 2 * dim] if width > 2 * dim else share[t]
@@ -52,7 +52,6 @@ class _Recurrence(torch.autograd.Function):
         dim = recurrent.shape[1]
         to_inputs = torch.empty_like(gates)  # gradients before the gates' activations
         to_state = gates.new_empty(width, size)  # those of one step, but that of U_c h is behind r
-        inner = gates.new_empty(dim, size)  # U_c h, cheaper to make again than to keep
         to_share = torch.empty_like(share)
         to_recurrent = torch.zeros_like(recurrent)
         transposed, of_candidate = recurrent.T.contiguous(), recurrent[-dim:]
@@ -70,12 +69,12 @@ class _Recurrence(torch.autograd.Function):
             else:
                 to_share[t] = moved.sum(0)
             of_c = torch.mul(grad * weight, 1 - c * c, out=to_input[-dim:])
-            torch.mm(of_candidate, before, out=inner)
+            inner = product(of_candidate, before.T)  # U_c h, cheaper to make again than to keep
             torch.mul(inner.mul_(of_c), torch.addcmul(r, r, r, value=-1), out=to_input[:dim])
             to_state[:-dim] = to_input[:-dim]
             torch.mul(of_c, r, out=to_state[-dim:])
-            to_recurrent.addmm_(to_state, before.T)  # (G·E, B) @ (B, E)
-            grad = torch.addcmul(grad, grad, weight, value=-1).addmm_(transposed, to_state)
+            to_recurrent += product(to_state, before)  # (G·E, B) @ (B, E)
+            grad = torch.addcmul(grad, grad, weight, value=-1).add_(product(transposed, to_state.T))
         return to_inputs, to_share, to_recurrent
 
 
@@ -99,7 +98,7 @@ class GRU(nn.Module):
             raise ValueError(f"kind must be one of gru, aigru, agru, augru, received {kind!r}")
         self.kind = kind
         gates = 2 if kind == "agru" else 3
-        self.input = nn.Linear(in_features, gates * out_features)  # r, (u,) c
+        self.input = Linear(in_features, gates * out_features)  # r, (u,) c
         self.recurrent = nn.Parameter(torch.empty(gates * out_features, out_features))
         nn.init.zeros_(self.input.bias)
         with torch.no_grad():  # each gate is a matrix of its own
@@ -132,6 +131,6 @@ class GRU(nn.Module):
             raise ValueError(f"only a recurrence of kind 'gru' goes step by step, this one is '{self.kind}'")
         dim = state.shape[1]
         gates, candidate = torch.split(self.input(x), [2 * dim, dim], dim=1)
-        from_state, from_candidate = torch.split(F.linear(state, self.recurrent), [2 * dim, dim], dim=1)
+        from_state, from_candidate = torch.split(linear(state, self.recurrent), [2 * dim, dim], dim=1)
         reset, update = torch.sigmoid(gates + from_state).chunk(2, dim=1)
         return torch.lerp(state, torch.tanh(candidate + reset * from_candidate).to(state.dtype), update.to(state.dtype))

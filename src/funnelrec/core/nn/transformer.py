@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from funnelrec.core.nn.attention import MultiHeadAttention
 from funnelrec.core.nn.dropout import Dropout
+from funnelrec.core.nn.linear import Linear
 
 __all__ = [
     "Attention",
@@ -107,7 +108,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, ff_dim: int, dropout: float, activation: Literal["relu", "gelu"] = "relu") -> None:
         super().__init__()
-        self.inner, self.outer = nn.Linear(dim, ff_dim), nn.Linear(ff_dim, dim)
+        self.inner, self.outer = Linear(dim, ff_dim), Linear(ff_dim, dim)
         self.dropout = Dropout(dropout)
         self.activation = F.relu if activation == "relu" else F.gelu
         for linear in (self.inner, self.outer):

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
 from funnelrec.core.nn.dropout import Dropout
+from funnelrec.core.nn.linear import Linear, linear
 from funnelrec.core.nn.transformer import EncoderBlock, padding_bias, stream
 from funnelrec.core.shapes import PADDING
 
@@ -76,12 +77,12 @@ class Bert(nn.Module):
             EncoderBlock(embedding_dim, num_heads, ff_dim, float(dropout), activation="gelu", eps=EPS)
             for _ in range(num_layers)
         )
-        self.transform = nn.Linear(embedding_dim, embedding_dim)
+        self.transform = Linear(embedding_dim, embedding_dim)
         self.transform_norm = nn.LayerNorm(embedding_dim, eps=EPS)
         self.word_bias = nn.Parameter(torch.empty(num_tokens))
-        self.pooler = nn.Linear(embedding_dim, embedding_dim)
-        self.next = nn.Linear(embedding_dim, 2) if next_sentence else None
-        self.out = nn.Linear(embedding_dim, num_classes) if num_classes else None
+        self.pooler = Linear(embedding_dim, embedding_dim)
+        self.next = Linear(embedding_dim, 2) if next_sentence else None
+        self.out = Linear(embedding_dim, num_classes) if num_classes else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -130,7 +131,7 @@ class Bert(nn.Module):
 
     def logits(self, states: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
         """What `token_states` gave against the table of words, and a bias."""
-        return F.linear(states, self.words.weight, self.word_bias)
+        return linear(states, self.words.weight, self.word_bias)
 
     def both_states(self, batch: Batch) -> tuple[Float[Tensor, "P D"], Int[Tensor, "P"], Float[Tensor, "B 2"]]:
         """`token_states`, and the logits of "B is another text" and "B follows A", from one pass."""

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
+from funnelrec.core.nn.linear import Linear
 from funnelrec.core.shapes import PADDING
 
 __all__ = ["LanguageModel"]
@@ -132,8 +133,8 @@ class LanguageModel(nn.Module):
         self.table = nn.Embedding(num_tokens, embedding_dim)
         widths = [embedding_dim] + [hidden_dim] * num_layers
         self.layers = nn.ModuleList(CELLS[cell](i, o) for i, o in pairwise(widths))
-        self.project = nn.Linear(hidden_dim, embedding_dim) if tied and hidden_dim != embedding_dim else nn.Identity()
-        self.out = nn.Linear(embedding_dim if tied else hidden_dim, num_tokens)
+        self.project = Linear(hidden_dim, embedding_dim) if tied and hidden_dim != embedding_dim else nn.Identity()
+        self.out = Linear(embedding_dim if tied else hidden_dim, num_tokens)
         if tied:
             self.out.weight = self.table.weight
         self.states = 2 if cell == "lstm" else 1

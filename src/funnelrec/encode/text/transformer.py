@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
 from funnelrec.core.nn.dropout import Dropout
+from funnelrec.core.nn.linear import Linear
 from funnelrec.core.nn.transformer import (
     DecoderBlock,
     EncoderBlock,
@@ -91,7 +92,7 @@ class Transformer(nn.Module):
         self.dim, self.max_len = embedding_dim, max_len
         self.target_table = nn.Embedding(target_tokens, embedding_dim)
         self.source_table = self.target_table if tie == "all" else nn.Embedding(source_tokens, embedding_dim)
-        self.output = nn.Linear(embedding_dim, target_tokens, bias=False)
+        self.output = Linear(embedding_dim, target_tokens, bias=False)
         for weight in (self.source_table.weight, self.target_table.weight, self.output.weight):
             nn.init.normal_(weight, std=embedding_dim**-0.5)
         if tie != "none":

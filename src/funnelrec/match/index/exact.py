@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from funnelrec.core.nn.linear import linear
 from funnelrec.core.shapes import FIRST_KNOWN
 from funnelrec.match.index.topk import order_by_score, top_rows
 
@@ -81,7 +82,7 @@ class ExactIndex:
     @staticmethod
     def _scores(queries: Tensor, valid: Tensor, vectors: Tensor) -> Float[Tensor, "b n"]:
         count, interests, _ = queries.shape
-        scores = (queries.flatten(0, 1) @ vectors.T).view(count, interests, -1)  # (b, K, n)
+        scores = linear(queries.flatten(0, 1), vectors).view(count, interests, -1)  # (b, K, n)
         if not valid.all():
             scores = scores.masked_fill_(~valid.unsqueeze(2), -torch.inf)
         return scores[:, 0] if interests == 1 else scores.amax(1)
