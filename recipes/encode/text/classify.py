@@ -4,7 +4,8 @@ Run:      python recipes/encode/text/classify.py DATA [--folds 10] [--vectors FO
 Hardware: 1 CPU core; 1 to 20 processor seconds a model and fold
 Expected: fold 0 (--folds 1), no vectors: NB logistic .7826, average .7779, lstm .7638, bilstm .7713, textcnn .7591,
           student alone .7769, distilled .7713 (with .094 of the teacher's parameters). No network that begins at
-          random passes the linear model; the differences between them are within the error of one fold
+          random passes the linear model; the differences between them are within the error of one fold. Folds 0 to 3,
+          vectors of 74,996 reviews: textcnn .762, textcnn + vectors .786, NB logistic .783, distilled .772
 
 DATA holds mr-rt-polarity/rt-polarity.{pos,neg}.gz: 5,331 good and 5,331 bad sentences. There is no official test part,
 so there are ten folds, drawn once; a fold is tested by models of the rest, of which a tenth chooses the epoch. The

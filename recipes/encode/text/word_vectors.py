@@ -2,8 +2,8 @@
 
 Run:      python recipes/encode/text/word_vectors.py DATA [--out FOLDER] [--reviews 25000]
 Hardware: 1 CPU core
-Expected: --reviews 3000 --words 6000: PPMI-SVD .347 and word2vec .234 on WS-353, so factors
-          win on so little text; the whole corpus has not been run yet
+Expected: --reviews 74996: WS-353 .579 by PPMI-SVD and .513 by word2vec, RG-65 .683 and .623, analogies .324 and .392;
+          --reviews 3000 --words 6000: WS-353 .347 and .234. On so little text factors tell better what is alike
 
 DATA holds imdb/train_{pos,neg,unsup}.tsv.zst and word-similarity/EN-{WS-353-ALL,RG-65}.txt, questions-words.txt. Both
 kinds of vectors have the same words (those of the most frequent ones), the same window and the same width. The factors
