@@ -54,7 +54,9 @@ SETTINGS = {
         "vgg", {**SMALL, "width": 16, "hidden": 128, "dropout": 0.2, "batch_norm": True}, 12, 0.80,
         label="VGG-16, width 16, batch norm",
     ),
-    "densenet": Setting("densenet", {**SMALL, "layers": (4, 4, 4), "growth": 12}, 12, 0.78, label="DenseNet-BC, k = 12"),
+    "densenet": Setting(
+        "densenet", {**SMALL, "layers": (4, 4, 4), "growth": 12}, 12, 0.78, label="DenseNet-BC, k = 12"
+    ),
     "alexnet": Setting(
         "alexnet", {**SMALL, "width": 24, "hidden": 256, "dropout": 0.2}, 10, 0.70, 2e-3, "AlexNet, width 24"
     ),
