@@ -1,5 +1,4 @@
-"""Content of items as vectors: the words of their texts and the values of their categories, weighed by rarity and
-brought to a few dimensions; given vectors beside them.
+"""Content vectors: words and categories of an item, weighed by rarity, in a few dimensions, beside given vectors.
 
 Source: Deerwester, Dumais, Furnas, Landauer, Harshman. Indexing by latent semantic analysis. JASIS 1990.
 Idea:   items whose words and attributes occur together are near; a new item needs nothing but its own row.
