@@ -1,9 +1,9 @@
 """Language models: what an LSTM foretells of Tiny Shakespeare and of the Penn Treebank, beside counts of the same text.
 
 Run:      python recipes/encode/text/language_model.py DATA [--corpus characters|words] [--cell lstm]
-Hardware: 1 CPU core; characters 10.3 minutes on a core shared with twenty other processes
+Hardware: 1 CPU core; characters 10.3 minutes on a core shared with twenty other processes, words 13 of processor time
 Expected: characters: 1.5076 nats (one seed; 5-gram counts 1.6688), on the part that also chose the epoch, as there is
-          no other. Words: counts alone, perplexity 188.7 with 3-grams; the LSTM has not been run at full length yet
+          no other. Words: test perplexity 107.2 (one seed; 3-gram counts 188.7)
 
 DATA holds tinyshakespeare/input.txt.gz (its last tenth is the validation part) and ptb/ptb.{train,valid,test}.txt.gz.
 """
@@ -62,7 +62,7 @@ class Setting:
 
 SETTINGS = {
     "characters": Setting(64, 512, 1, 0.1, 0.0, False, 2e-3, 32, 64, 6),
-    "words": Setting(256, 256, 2, 0.3, 0.1, True, 4e-3, 64, 35, 10, 1024),
+    "words": Setting(256, 256, 2, 0.3, 0.1, True, 4e-3, 64, 35, 20, 1024),
 }
 
 
