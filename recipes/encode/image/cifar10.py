@@ -2,7 +2,8 @@
 
 Run:      python recipes/encode/image/cifar10.py TRAIN_TAR_OR_FOLDER [--models resnet vgg …] [--out FOLDER]
 Hardware: 1 CPU core with AVX-512 and bfloat16, 3 GB
-Expected: the bands of SETTINGS, which no whole run has tested yet (docs/images.md has a run that was stopped)
+Expected: one seed: ResNet-18 .853 in 16 minutes of processor time, VGG-16 .804 in 5, DenseNet .804 in 25, AlexNet .766
+          in 5, LeNet .609 in 1; the bands of SETTINGS lie below
 
 The 5,000 pictures are drawn with seed 0, equally many of each class; nothing is chosen on them: the last epoch counts.
 Training: AdamW, the rate up over a fifth of the steps and down as a cosine, shifts of up to 4 pixels and mirroring,
