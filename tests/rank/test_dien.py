@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from funnelrec.core.batch import Batch
+from funnelrec.core.nn.packed import Steps
 from funnelrec.rank import dien as module
 from funnelrec.rank.dien import DIEN, _auxiliary_loss
 from funnelrec.rank.din import DIN
@@ -44,23 +45,22 @@ def test_refuses_a_table_of_rows_and_a_negative_weight() -> None:
 
 
 def test_the_auxiliary_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One user, e = pad, 1, 2, 3 and h = pad, 0.5, 1, 9: the pairs (0.5, 2) and (1, 3); both negatives are e = 1.
+    """One user, e = 1, 2, 3 and h = 0.5, 1, 9: the pairs (0.5, 2) and (1, 3); both negatives are e = 1.
 
     The last state and the first item are in no positive pair.
     """
     monkeypatch.setattr(module.torch, "randint", lambda high, shape, device: torch.zeros(shape, dtype=torch.int64))
-    items = torch.tensor([[[7.0], [1.0], [2.0], [3.0]]])
-    states = torch.tensor([[[7.0], [0.5], [1.0], [9.0]]])
-    rows, mask = torch.tensor([[0, 4, 5, 6]]), torch.tensor([[False, True, True, True]])
+    items, states = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[0.5], [1.0], [9.0]])
+    rows, order = torch.tensor([4, 5, 6]), Steps(torch.tensor([[False, True, True, True]]))
 
     def log_sigmoid(x: float) -> float:
         return -math.log1p(math.exp(-x))
 
     expected = -(log_sigmoid(1.0) + log_sigmoid(3.0)) / 2 - (log_sigmoid(-0.5) + log_sigmoid(-1.0)) / 2
-    assert _auxiliary_loss(states, items, rows, mask).item() == pytest.approx(expected)
-    rows = torch.tensor([[0, 4, 4, 6]])  # the first pair's negative is the item that was clicked: it does not count
+    assert _auxiliary_loss(states, items, rows, order).item() == pytest.approx(expected)
+    rows = torch.tensor([4, 4, 6])  # the first pair's negative is the item that was clicked: it does not count
     expected = -(log_sigmoid(1.0) + log_sigmoid(3.0)) / 2 - log_sigmoid(-1.0)
-    assert _auxiliary_loss(states, items, rows, mask).item() == pytest.approx(expected)
+    assert _auxiliary_loss(states, items, rows, order).item() == pytest.approx(expected)
 
 
 def test_at_zero_scores_the_auxiliary_loss_is_log_4() -> None:
@@ -88,11 +88,12 @@ def test_the_negatives_are_real_items_of_the_batch_and_differ_each_time() -> Non
     assert auxiliary(dien, padded) == auxiliary(dien, batch), "what stands at padding is never drawn"
 
 
-def test_forward_and_terms_share_one_extraction_and_give_the_same() -> None:
+def test_forward_and_terms_share_one_extraction_and_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     dien, batch = model().train(), WORLD.batch(32)
     fresh = auxiliary(dien, batch)
     calls = []
-    dien.extractor.register_forward_hook(lambda *_: calls.append(1))
+    extract = dien.extractor.over
+    monkeypatch.setattr(dien.extractor, "over", lambda *x: calls.append(1) or extract(*x))
     dien(batch)
     shared = auxiliary(dien, batch)
     assert len(calls) == 1
@@ -122,12 +123,12 @@ def test_all_three_evolutions_train_every_parameter(evolution: str) -> None:
 
 def test_attention_is_a_softmax_over_the_real_steps_and_depends_on_the_target() -> None:
     dien, batch = model(), WORLD.batch(12)
-    _, states = dien.states(batch)
+    order = Steps(batch.mask)
+    _, states = dien.states(batch, order)
     target = dien._items(batch.ids[:, SPEC.item_ids])
-    weights = dien.attention(states, target, batch.mask)
-    torch.testing.assert_close(weights.sum(1), torch.ones(12))
-    assert not weights[~batch.mask].any()
-    assert not torch.allclose(dien.attention(states, target.flip(0), batch.mask), weights)
+    weights = dien.attention(states, target, order)
+    torch.testing.assert_close(order.sum(weights.unsqueeze(1)), torch.ones(12, 1))
+    assert not torch.allclose(dien.attention(states, target.flip(0), order), weights)
 
 
 def test_finds_out_which_came_last() -> None:

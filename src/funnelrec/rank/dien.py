@@ -7,7 +7,7 @@ Idea:  a GRU turns clicks into interests, and each is taught to tell the next cl
 
 Eq. (2)-(5) h = GRU(e_1, …, e_T), the extractor               states, core.nn.recurrent
          L_aux = −mean_t [log σ(h_t·e_{t+1}) + log(1 − σ(h_t·ê_{t+1}))], ê an item not clicked   training_terms
-         a_t = softmax_t(h_t W e_a), e_a the candidate         core.nn.attention.BilinearScore, masked_softmax
+         a_t = softmax_t(h_t W e_a), e_a the candidate         core.nn.attention.BilinearScore
          AIGRU / AGRU / AUGRU over h, the evolution            core.nn.recurrent; `evolution`
          logit = MLP([fields, Σ e_t, e_a ∘ Σ e_t, h'_T])       forward (σ lives in the loss)
 Differs: AUGRU as in the paper (a_t = 0 keeps the state); the authors' code turns the gate round. Attention is the
@@ -23,16 +23,16 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
 from funnelrec.core.nn.activation import Activation
-from funnelrec.core.nn.attention import BilinearScore, masked_softmax
+from funnelrec.core.nn.attention import BilinearScore
 from funnelrec.core.nn.embedding import FieldEmbedding
 from funnelrec.core.nn.mlp import MLP
-from funnelrec.core.nn.pooling import masked_sum
+from funnelrec.core.nn.packed import Steps, steps
 from funnelrec.core.nn.recurrent import GRU
 from funnelrec.core.schema import Spec
 
@@ -40,20 +40,16 @@ __all__ = ["DIEN"]
 
 
 def _auxiliary_loss(
-    states: Float[Tensor, "B L D"], items: Float[Tensor, "B L D"], rows: Int[Tensor, "B L"], mask: Bool[Tensor, "B L"]
+    states: Float[Tensor, "T D"], items: Float[Tensor, "T D"], rows: Int[Tensor, "T"], order: Steps
 ) -> Float[Tensor, ""]:
-    """L_aux over the pairs of neighbouring real steps; the negatives are drawn from the real steps of the batch."""
-    real = mask.flatten().nonzero().squeeze(1)  # (P,)
-    pairs = (mask[:, :-1] & mask[:, 1:]).flatten().nonzero().squeeze(1)  # (Q,)
-    if pairs.numel() == 0:
+    """L_aux over the pairs of neighbouring items; the negatives are drawn from the items of the batch."""
+    before, clicked = order.pairs()  # (Q,) each
+    if before.numel() == 0:
         return states.sum() * 0.0
-    before = pairs + torch.div(pairs, mask.shape[1] - 1, rounding_mode="floor")  # row and step in [B, L - 1] to [B, L]
-    clicked = before + 1
-    other = real[torch.randint(len(real), clicked.shape, device=mask.device)]
-    flat, rows = items.flatten(0, 1), rows.flatten()
-    h = states.flatten(0, 1).index_select(0, before)  # (Q, D)
-    positive = (h * flat.index_select(0, clicked)).sum(1)
-    negative = (h * flat.index_select(0, other)).sum(1)
+    other = torch.randint(len(rows), clicked.shape, device=rows.device)
+    h = states[: len(before)]  # (Q, D); those without a next item stand last
+    positive = (h * items.index_select(0, clicked)).sum(1)
+    negative = (h * items.index_select(0, other)).sum(1)
     counts = rows[other] != rows[clicked]
     return F.softplus(-positive).mean() + (F.softplus(negative) * counts).sum() / counts.sum().clamp(min=1)
 
@@ -100,7 +96,7 @@ class DIEN(nn.Module):
             activation=activation,
             dropout=dropout,
         )
-        self._extracted: tuple[Batch, Tensor, Tensor] | None = None
+        self._extracted: tuple[Batch, Steps, Tensor, Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy starts without what was kept between forward and `training_terms`."""
@@ -110,26 +106,25 @@ class DIEN(nn.Module):
         """Item vectors: the fields of the item's columns side by side."""
         return self.embedding.lookup(ids, self.item_columns).flatten(-2)  # (..., C) -> (..., fields · D)
 
-    def states(self, batch: Batch) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
-        """The vectors e of the history and the interests h after each of its items."""
-        items = self._items(batch.history_ids)
-        return items, self.extractor(items, batch.mask)
+    def states(self, batch: Batch, order: Steps) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T D"]]:
+        """The vectors e of the items of the histories and the interests h after each."""
+        items = self._items(order.take(batch.history_ids))
+        return items, self.extractor.over(items, order)
 
-    def attention(
-        self, states: Float[Tensor, "B L D"], target: Float[Tensor, "B D"], mask: Bool[Tensor, "B L"]
-    ) -> Float[Tensor, "B L"]:
-        """a, over the real steps; 0 at padding."""
-        return masked_softmax(self.score(target.unsqueeze(1), states).squeeze(1), mask)
+    def attention(self, states: Float[Tensor, "T D"], target: Float[Tensor, "B D"], order: Steps) -> Float[Tensor, "T"]:
+        """a, which adds up to 1 over the items of a history."""
+        return order.softmax(self.score.of_pairs(target, states, order.example))
 
     def forward(self, batch: Batch) -> Float[Tensor, "B"]:
         """Logits [B] from `ids`, `numbers`, `history_ids` [B, L, Ci] and `mask` [B, L]."""
         fields = self.embedding(batch).flatten(1)  # (B, F, D) -> (B, F·D)
         target = self._items(batch.ids[:, self.item_columns])  # (B, D)
-        items, states = self.states(batch)
+        order = steps(batch.mask)
+        items, states = self.states(batch, order)
         if self.training and self.penalty:
-            self._extracted = (batch, items, states)
-        evolved = self.evolution(states, batch.mask, self.attention(states, target, batch.mask))[:, -1]  # (B, D)
-        total = masked_sum(items, batch.mask)  # (B, D)
+            self._extracted = (batch, order, items, states)
+        evolved = order.last(self.evolution.over(states, order, self.attention(states, target, order)))  # (B, D)
+        total = order.sum(items)  # (B, D)
         logit: Tensor = self.top(torch.cat((fields, total, total * target, evolved), dim=1)).squeeze(1)  # (B,)
         return logit
 
@@ -138,5 +133,8 @@ class DIEN(nn.Module):
         if not self.penalty:
             return {}
         kept, self._extracted = self._extracted, None  # a graph may be used once, and must not outlive the step
-        items, states = kept[1:] if kept is not None and kept[0] is batch else self.states(batch)
-        return {"auxiliary": self.penalty * _auxiliary_loss(states, items, batch.history, batch.mask)}
+        if kept is None or kept[0] is not batch:
+            order = steps(batch.mask)
+            kept = (batch, order, *self.states(batch, order))
+        _, order, items, states = kept
+        return {"auxiliary": self.penalty * _auxiliary_loss(states, items, order.take(batch.history), order)}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from funnelrec.core.nn.packed import Packed, pack
+from funnelrec.core.nn.packed import Packed, Steps, pack, steps
 
 
 def some(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -65,3 +65,44 @@ def test_nothing_at_all() -> None:
     assert packed.attend(nothing, nothing, nothing, 2, causal=False).shape == (0, 8)
     assert not packed.newest(nothing).any()
     assert packed.grid(nothing).shape == (3, 4, 8)
+
+
+@pytest.mark.usefixtures("exporting")
+def test_steps_take_sum_and_weigh_the_items_of_each_example() -> None:
+    x, mask = some()
+    rows = steps(mask)
+    items = rows.take(x)
+    torch.testing.assert_close(rows.sum(items * rows.real.unsqueeze(1)), (x * mask.unsqueeze(2)).sum(1))
+    weights = rows.softmax(items[:, 0])
+    for row in range(20):
+        mine = (rows.example == row) & rows.real
+        torch.testing.assert_close(weights[mine].sum(), torch.tensor(float(mask[row].any())))
+    total = rows.sum(weights.unsqueeze(1) * items)
+    expected = [(x[r, mask[r]].T @ x[r, mask[r], 0].softmax(0)) if mask[r].any() else torch.zeros(8) for r in range(20)]
+    torch.testing.assert_close(total, torch.stack(expected))
+
+
+def test_steps_end_together_and_a_step_is_a_block_of_those_who_have_begun() -> None:
+    """Histories a b c, none and d _ e: step by step a | b d | c e, the longest first."""
+    mask = torch.tensor([[True] * 3, [False] * 3, [True, False, True]])
+    rows = Steps(mask)
+    assert rows.begun == [1, 2, 2]
+    assert len(rows) == 5
+    assert rows.slot.tolist() == [0, 1, 6, 2, 8]
+    assert rows.example.tolist() == [0, 0, 2, 0, 2]
+    assert [x.tolist() for x in rows.pairs()] == [[0, 1, 2], [1, 3, 4]]
+    x = torch.tensor([[1.0], [2.0], [6.0], [3.0], [8.0]])
+    torch.testing.assert_close(rows.last(x), torch.tensor([[3.0], [0.0], [8.0]]))
+    expected = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0], [6.0, 6.0, 8.0]])
+    torch.testing.assert_close(rows.grid(x).squeeze(2), expected)
+
+
+def test_steps_of_nothing() -> None:
+    for mask in (torch.zeros(3, 4, dtype=torch.bool), torch.zeros(0, 4, dtype=torch.bool)):
+        rows = Steps(mask)
+        assert len(rows) == 0
+        assert rows.begun == []
+        nothing = rows.take(torch.ones(*mask.shape, 2))
+        assert rows.sum(nothing).shape == rows.last(nothing).shape == (len(mask), 2)
+        assert not rows.grid(nothing).any()
+        assert rows.pairs()[0].shape == rows.softmax(nothing[:, 0]).shape == (0,)

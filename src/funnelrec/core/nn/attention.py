@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from funnelrec.core.nn.activation import Activation, Dice
@@ -131,6 +131,12 @@ class BilinearScore(nn.Module):
     ) -> Float[Tensor, "B Q L"]:
         return query @ self.weight @ keys.transpose(1, 2)
 
+    def of_pairs(
+        self, query: Float[Tensor, "B E"], keys: Float[Tensor, "T D"], owner: Int[Tensor, "T"]
+    ) -> Float[Tensor, "T"]:
+        """The score of each key with the query of its owner, 0 … B - 1: for keys that stand without padding."""
+        return ((query @ self.weight).index_select(0, owner) * keys).sum(1)
+
 
 class AdditiveScore(nn.Module):
     """vᵀ tanh(W_q q + W_k k + b) (Bahdanau et al. 2015); query and keys may differ in width."""
@@ -169,13 +175,28 @@ class MLPScore(nn.Module):
     def forward(
         self, query: Float[Tensor, "B Q D"], keys: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"] | None = None
     ) -> Float[Tensor, "B Q L"]:
-        shape = (query.shape[0], query.shape[1], keys.shape[1])
-        real = None if mask is None else mask.unsqueeze(1).expand(shape)
-        of_q, of_k, of_difference, of_product = self.first.weight.chunk(4, dim=1)  # (hidden, D) each
-        once = linear(query, of_q + of_difference, self.first.bias).unsqueeze(2)  # (B, Q, 1, hidden)
-        key = linear(keys, of_k - of_difference).unsqueeze(1)  # (B, 1, L, hidden)
+        of_query, of_keys, of_product = self._blocks()
+        once = linear(query, of_query, self.first.bias).unsqueeze(2)  # (B, Q, 1, hidden)
+        key = linear(keys, of_keys).unsqueeze(1)  # (B, 1, L, hidden)
         product = linear(query.unsqueeze(2) * keys.unsqueeze(1), of_product)  # (B, Q, L, hidden)
-        x = once + key + product
+        real = None if mask is None else mask.unsqueeze(1).expand(product.shape[:-1])
+        return self._of_first(once + key + product, real)
+
+    def of_pairs(
+        self, query: Float[Tensor, "B D"], keys: Float[Tensor, "T D"], owner: Int[Tensor, "T"]
+    ) -> Float[Tensor, "T"]:
+        """The score of each key with the query of its owner, 0 … B - 1: for keys that stand without padding."""
+        of_query, of_keys, of_product = self._blocks()
+        once = linear(query, of_query, self.first.bias).index_select(0, owner)  # (T, hidden)
+        product = linear(query.index_select(0, owner) * keys, of_product)  # (T, hidden)
+        return self._of_first(once + linear(keys, of_keys) + product, None)
+
+    def _blocks(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What the first layer does with the query, the keys and their product, [hidden, D] each."""
+        of_q, of_k, of_difference, of_product = self.first.weight.chunk(4, dim=1)
+        return of_q + of_difference, of_k - of_difference, of_product
+
+    def _of_first(self, x: Tensor, real: Tensor | None) -> Tensor:
         x = self.activation(x, real) if isinstance(self.activation, Dice) else self.activation(x)
-        scores: Tensor = self.rest(x, real).squeeze(-1)  # (B, Q, L)
+        scores: Tensor = self.rest(x, real).squeeze(-1)
         return scores

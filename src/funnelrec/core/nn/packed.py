@@ -1,7 +1,8 @@
-"""Attention over histories of different lengths without a look at padding.
+"""Histories of different lengths without a look at padding.
 
 `Packed` lines up the real items of a batch, T of them, so that every layer computes those alone. For attention the
-examples are split into groups of similar length, which halves its time on histories as uneven as MovieLens's.
+examples are split into groups of similar length, which halves its time on histories as uneven as MovieLens's. `Steps`
+lines them up for a recurrence: all that is read at one step stands side by side.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-__all__ = ["Packed", "pack"]
+__all__ = ["Packed", "Steps", "pack", "steps"]
 
 GROUPS = 8  #: groups of similar length that attention works on one after the other
 
@@ -144,3 +145,99 @@ class _Whole(Packed):
 def pack(mask: Bool[Tensor, "B L"]) -> Packed:
     """The items of a batch, packed; unpacked while a graph is exported, which holds no shape that depends on data."""
     return _Whole(mask) if torch.compiler.is_exporting() else Packed(mask)
+
+
+class Steps:
+    """The real items of a batch in one row, T of them, step after step; all histories end at the last step.
+
+    So those that have begun at a step are the first `begun[step]` of the examples, the longest history first: a step
+    works on a block, and on nothing else. `example` [T] says whose item it is, `slot` [T] where in [B·L] it stood.
+    """
+
+    def __init__(self, mask: Bool[Tensor, "B L"]) -> None:
+        self.mask = mask
+        counts = mask.sum(1)
+        order = counts.argsort(descending=True, stable=True)
+        longest = int(counts[order[0]]) if len(mask) else 0
+        begins = longest - counts  # (B,) the step of each one's first item
+        begun = torch.bincount(begins, minlength=longest)[:longest].cumsum(0)  # (steps,)
+        self.begun: list[int] = begun.tolist()
+        first = F.pad(begun.cumsum(0), (1, 1))[:-1] if longest else begun.new_zeros(1)
+        rank = mask.cumsum(1)  # (B, L) items so far
+        step = (begins.unsqueeze(1) + rank - 1).clamp(min=0)
+        # where the newest item at or before each slot stands in the row; T where there is none
+        place = (first[step] + order.argsort().unsqueeze(1)).masked_fill(rank == 0, sum(self.begun))
+        slot = mask.flatten().nonzero().squeeze(1)
+        self.slot = torch.empty_like(slot).index_copy(0, place.flatten()[slot], slot)  # (T,)
+        self.example = torch.div(self.slot, mask.shape[1], rounding_mode="floor")
+        self._place = place
+
+    def __len__(self) -> int:
+        return len(self.slot)
+
+    @property
+    def real(self) -> Bool[Tensor, "T"]:
+        """Which of the T are items."""
+        return self.mask.flatten().index_select(0, self.slot)
+
+    def take(self, x: Shaped[Tensor, "B L *D"]) -> Shaped[Tensor, "T *D"]:
+        """What a grid holds at the items."""
+        return x.flatten(0, 1).index_select(0, self.slot)
+
+    def grid(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "B L D"]:
+        """What x holds at the newest item at or before each slot; zero where there is none."""
+        return F.pad(x, (0, 0, 0, 1)).index_select(0, self._place.flatten()).view(*self._place.shape, x.shape[1])
+
+    def last(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "B D"]:
+        """What stands at the newest item of each example; zero for one without items."""
+        ending = self.begun[-1] if self.begun else 0
+        start = len(self) - ending
+        return x.new_zeros(len(self.mask), x.shape[1]).index_copy(0, self.example[start:], x[start:])
+
+    def sum(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "B D"]:
+        """The sum over the items of each example."""
+        rows = self.example.unsqueeze(1).expand(-1, x.shape[1])
+        return x.new_zeros(len(self.mask), x.shape[1]).scatter_add(0, rows, x)
+
+    def softmax(self, scores: Float[Tensor, "T"]) -> Float[Tensor, "T"]:
+        """Over the items of each example."""
+        grid = scores.new_full((self.mask.numel(),), -torch.inf).index_copy(0, self.slot, scores)
+        return torch.softmax(grid.view(self.mask.shape), 1).flatten().index_select(0, self.slot)
+
+    def pairs(self) -> tuple[Int[Tensor, "Q"], Int[Tensor, "Q"]]:
+        """Where the two of all neighbouring items of one example stand: the older ones, the newer ones."""
+        widths = torch.tensor(self.begun[:-1], dtype=torch.int64, device=self.slot.device)
+        older = torch.arange(int(widths.sum()), device=self.slot.device)
+        return older, older + widths.repeat_interleave(widths)
+
+
+class _AllSteps(Steps):
+    """Every slot of the batch, padding too: no shape depends on what the mask holds."""
+
+    def __init__(self, mask: Bool[Tensor, "B L"]) -> None:
+        self.mask = mask
+        count, length = mask.shape
+        self.begun = [count] * length
+        self.slot = torch.arange(mask.numel(), device=mask.device).view(mask.shape).T.flatten()
+        self.example = torch.div(self.slot, length, rounding_mode="floor")
+
+    def take(self, x: Shaped[Tensor, "B L *D"]) -> Shaped[Tensor, "T *D"]:
+        return x.transpose(0, 1).flatten(0, 1)
+
+    def grid(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "B L D"]:
+        return x.view(*self.mask.T.shape, x.shape[1]).transpose(0, 1)
+
+    def last(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "B D"]:
+        return x.view(*self.mask.T.shape, x.shape[1])[-1]
+
+    def sum(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "B D"]:
+        return (self.grid(x) * self.mask.unsqueeze(2)).sum(1)
+
+    def softmax(self, scores: Float[Tensor, "T"]) -> Float[Tensor, "T"]:
+        grid = scores.view(self.mask.T.shape).T.masked_fill(~self.mask, torch.finfo(scores.dtype).min)
+        return (torch.softmax(grid, 1) * self.mask).T.flatten()
+
+
+def steps(mask: Bool[Tensor, "B L"]) -> Steps:
+    """The items of a batch, step after step; all slots where all are items, and while a graph is exported."""
+    return _AllSteps(mask) if torch.compiler.is_exporting() or bool(mask.all()) else Steps(mask)

@@ -1,7 +1,7 @@
 """Gated recurrence over histories, with an optional attention that steers how much each step may change the state.
 
-The projections of the inputs are one matrix product before the loop, the gradients of the recurrent weights one after
-it; only what truly depends on the state before stays in the loop over time, forwards and backwards.
+The loop over time and its gradient are written by hand: a step is a block of [features, examples], which stays in the
+cache from one operation to the next, and holds only those whose history has begun (core/nn/packed.py, Steps).
 """
 
 from __future__ import annotations
@@ -13,69 +13,86 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from funnelrec.core.nn.linear import Linear, linear, product
+from funnelrec.core.nn.linear import Linear, linear
+from funnelrec.core.nn.packed import Steps, steps
 
 __all__ = ["GRU", "Evolution"]
 
 Evolution = Literal["gru", "aigru", "agru", "augru"]
 
+sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
+tanh_backward = torch.ops.aten.tanh_backward.grad_input
+
 
 class _Recurrence(torch.autograd.Function):
-    """h_t = h_{t-1} + w_t (c_t - h_{t-1}), c_t = tanh(x^c_t + r_t ∘ (U_c h_{t-1})), w_t = s_t u_t, or s_t without u.
+    """h_t = h_{t-1} + w_t (c_t - h_{t-1}), c_t = tanh(W_c x_t + b_c + r_t ∘ (U_c h_{t-1})), w_t = s_t u_t or s_t.
 
-    x [L, G·E, B] are the projected inputs in the order r, (u,) c; s [L, B] is the share of each step, 0 at padding;
-    U [G·E, E]. Gives all states [L, E, B]. G is 3 with the update gate u and 2 without. The batch stands last, so that
-    every gate of a step is one block of memory.
+    x [T, D] are the inputs; W [G·E, D], b [G·E] and U [G·E, E] have the gates in the order r, (u,) c; G is 3 with the
+    update gate u and 2 without. s [T] is the share of each step. T counts the items step after step, and step t has the
+    first `begun[t]` examples, whose number never falls. Gives all states [T, E].
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, share: Tensor, recurrent: Tensor) -> Tensor:
-        length, width, size = x.shape
-        dim = recurrent.shape[1]
-        gates = x  # the projections are nobody else's: the gates r, (u,) c take their place
-        states = x.new_zeros(length + 1, dim, size)
-        for t in range(length):
-            before, gate, c = states[t], gates[t], gates[t, -dim:]
-            from_state = product(recurrent, before.T)  # (G·E, E) @ (E, B)
-            gate[:-dim].add_(from_state[:-dim]).sigmoid_()
-            c.addcmul_(gate[:dim], from_state[-dim:]).tanh_()
-            weight = share[t] * gate[dim : 2 * dim] if width > 2 * dim else share[t]
-            torch.addcmul(before, weight, c - before, out=states[t + 1])
-        ctx.save_for_backward(share, recurrent, gates.detach(), states)
-        return states[1:]
+    def forward(
+        ctx: Any, x: Tensor, share: Tensor, weight: Tensor, bias: Tensor, recurrent: Tensor, begun: list[int]
+    ) -> Tensor:
+        width, dim = recurrent.shape
+        states = x.new_empty(x.shape[0], dim)
+        to_gates, to_candidate, bias = recurrent[:-dim], recurrent[-dim:], bias.unsqueeze(1)
+        kept, last, stop = [], x.new_empty(dim, 0), 0
+        for n in begun:
+            start, stop = stop, stop + n
+            s = share[start:stop]
+            gate = torch.addmm(bias, weight, x[start:stop].T)  # (G·E, n); those of all steps at once leave the cache
+            fresh = n - last.shape[1]  # who begins begins at zero
+            before = torch.cat([last, x.new_zeros(dim, fresh)], 1) if fresh else last
+            c = gate[-dim:]
+            gate[:-dim].addmm_(to_gates, before).sigmoid_()
+            c.addcmul_(gate[:dim], to_candidate @ before).tanh_()
+            last = torch.lerp(before, c, s * gate[dim : 2 * dim] if width > 2 * dim else s.expand_as(c))
+            states[start:stop] = last.T
+            kept += [gate, before]
+        ctx.save_for_backward(x, share, weight, recurrent, *kept)
+        ctx.begun = begun
+        return states
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        share, recurrent, gates, states = ctx.saved_tensors
-        length, width, size = gates.shape
-        dim = recurrent.shape[1]
-        to_inputs = torch.empty_like(gates)  # gradients before the gates' activations
-        to_state = gates.new_empty(width, size)  # those of one step, but that of U_c h is behind r
-        to_share = torch.empty_like(share)
-        to_recurrent = torch.zeros_like(recurrent)
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, None]:
+        x, share, weight, recurrent, *kept = ctx.saved_tensors
+        width, dim = recurrent.shape
+        to_x, to_share, to_weight, to_recurrent = (torch.zeros_like(z) for z in (x, share, weight, recurrent))
+        to_bias = outer.new_zeros(width)
         transposed, of_candidate = recurrent.T.contiguous(), recurrent[-dim:]
-        grad = states.new_zeros(dim, size)  # of h_t
-        for t in range(length - 1, -1, -1):
-            grad = grad.add_(outer[t])
-            before, gate, s, to_input = states[t], gates[t], share[t], to_inputs[t]
-            r, c, weight = gate[:dim], gate[-dim:], s
+        grad = outer.new_zeros(dim, ctx.begun[-1] if ctx.begun else 0)  # of h_t
+        stop = len(x)
+        for t in range(len(ctx.begun) - 1, -1, -1):
+            n, gate, before = ctx.begun[t], kept[2 * t], kept[2 * t + 1]
+            here = slice(stop - n, stop)
+            stop, s = stop - n, share[here]
+            grad = grad[:, :n] + outer[here].T
+            to_gate = torch.empty_like(gate)  # before the activations
+            r, c, share_of_c = gate[:dim], gate[-dim:], s
             moved = (c - before).mul_(grad)  # of w_t
             if width > 2 * dim:
                 u = gate[dim : 2 * dim]
-                weight = s * u
-                to_share[t] = (moved * u).sum(0)
-                torch.mul(moved.mul_(s), torch.addcmul(u, u, u, value=-1), out=to_input[dim : 2 * dim])  # σ' = u - u²
-            else:
-                to_share[t] = moved.sum(0)
-            of_c = torch.mul(grad * weight, 1 - c * c, out=to_input[-dim:])
-            inner = product(of_candidate, before.T)  # U_c h, cheaper to make again than to keep
-            torch.mul(inner.mul_(of_c), torch.addcmul(r, r, r, value=-1), out=to_input[:dim])
-            to_state[:-dim] = to_input[:-dim]
-            torch.mul(of_c, r, out=to_state[-dim:])
-            to_recurrent += product(to_state, before)  # (G·E, B) @ (B, E)
-            grad = torch.addcmul(grad, grad, weight, value=-1).add_(product(transposed, to_state.T))
-        return to_inputs, to_share, to_recurrent
+                share_of_c = s * u
+                if ctx.needs_input_grad[1]:
+                    to_share[here] = (moved * u).sum(0)
+                sigmoid_backward(moved.mul_(s), u, grad_input=to_gate[dim : 2 * dim])
+            elif ctx.needs_input_grad[1]:
+                to_share[here] = moved.sum(0)
+            passed = grad * share_of_c
+            of_c = tanh_backward(passed, c, grad_input=to_gate[-dim:])
+            inner = of_candidate @ before  # U_c h, cheaper to make again than to keep
+            sigmoid_backward(inner.mul_(of_c), r, grad_input=to_gate[:dim])
+            to_bias += to_gate.sum(1)
+            to_weight.addmm_(to_gate, x[here])
+            torch.mm(to_gate.T, weight, out=to_x[here])
+            to_gate[-dim:].mul_(r)  # U_c h stands behind r
+            to_recurrent.addmm_(to_gate, before.T)
+            grad = grad.sub_(passed).addmm_(transposed, to_gate)
+        return to_x, to_share, to_weight, to_bias, to_recurrent, None
 
 
 class GRU(nn.Module):
@@ -111,19 +128,26 @@ class GRU(nn.Module):
         self, x: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"], attention: Float[Tensor, "B L"] | None = None
     ) -> Float[Tensor, "B L E"]:
         """The state after each position; the last one, [:, -1], is the state after the whole history."""
+        rows = steps(mask)
+        return rows.grid(self.over(rows.take(x), rows, None if attention is None else rows.take(attention)))
+
+    def over(
+        self, x: Float[Tensor, "T D"], rows: Steps, attention: Float[Tensor, "T"] | None = None
+    ) -> Float[Tensor, "T E"]:
+        """The state after each item, for items that stand step after step."""
         if (attention is None) != (self.kind == "gru"):
             raise ValueError(
                 f"a recurrence of kind '{self.kind}' {'takes no' if self.kind == 'gru' else 'needs an'} attention"
             )
         if attention is not None and self.kind == "aigru":
             x, attention = x * attention.unsqueeze(-1), None
-        share = mask.to(x.dtype) if attention is None else attention.masked_fill(~mask, 0.0)  # (B, L)
-        weight = self.input.weight.expand(x.shape[1], -1, -1)
-        projected = torch.baddbmm(self.input.bias.view(1, -1, 1), weight, x.permute(1, 2, 0))  # (L, G·E, B)
-        projected, share = projected.to(self.recurrent.dtype), share.to(self.recurrent.dtype).T.contiguous()
         with torch.autocast(x.device.type, enabled=False):  # errors add up over the steps: the state stays in float32
-            states: Tensor = _Recurrence.apply(projected, share, self.recurrent)  # type: ignore[no-untyped-call]
-        return states.permute(2, 0, 1)  # (L, E, B) -> (B, L, E)
+            dtype = self.recurrent.dtype
+            real = rows.real.to(dtype)
+            share = real if attention is None else attention.to(dtype) * real
+            weights = (self.input.weight, self.input.bias, self.recurrent)
+            states: Tensor = _Recurrence.apply(x.to(dtype), share, *weights, rows.begun)  # type: ignore[no-untyped-call]
+            return states
 
     def step(self, x: Float[Tensor, "B D"], state: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
         """The state after one more input, for those who carry states themselves; `kind` "gru" alone has it."""
