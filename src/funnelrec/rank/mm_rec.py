@@ -210,7 +210,7 @@ class MMRec(nn.Module):
             t = layer(t, t, t_mask)
         if not self.has_pictures:
             text = self.word_pool(t, t_mask)
-            return text, torch.zeros_like(text), torch.zeros(len(words), dtype=torch.bool, device=words.device)
+            return text, torch.zeros_like(text), torch.zeros(words.shape[0], dtype=torch.bool, device=words.device)
         v_mask = self.region_mask[rows]
         v = self.region_embedding(self.regions[rows], self.places[rows])
         for layer in self.region_layers:
@@ -228,7 +228,10 @@ class MMRec(nn.Module):
         if self._known is not None:
             text, picture, real = (x[rows] for x in self._known)
             return text, picture, real
-        distinct, place = rows.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        if torch.compiler.is_exporting():  # a graph holds no shape that depends on data
+            distinct, place = rows.flatten(), torch.arange(rows.numel(), device=rows.device).view(rows.shape)
+        else:
+            distinct, place = rows.unique(return_inverse=True)  # type: ignore[no-untyped-call]
         if self.has_words:
             words = self.titles[distinct]
         else:
