@@ -145,6 +145,9 @@ def test_negatives_are_drawn_only_where_the_log_has_none(dataset: Dataset, taken
     ranker, _ = train_ranker(taken_only, Choice.parse("din(embedding_dim=4)", "rank"), training)
     result = evaluate_rankers({"din": ranker}, taken_only, max_len=10)["din"]
     assert result.labels.mean() == pytest.approx(0.2)  # one taken, four drawn
+    known, new = result.parts["items seen in training"], result.parts["items new since training"]
+    assert known.any()
+    assert (known != new).all()
 
 
 def test_a_run_goes_on_where_it_was(dataset: Dataset, tmp_path: Path) -> None:

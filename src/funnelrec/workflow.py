@@ -331,8 +331,9 @@ def evaluate_rankers(
     models: Mapping[str, Any], dataset: Dataset, *, part: Part = "test", max_len: int = 50
 ) -> dict[str, RankResult]:
     """Every ranker on the same rows; drawn negatives are the same for all."""
+    counts = None if dataset.schema.is_rows else dataset.train_item_counts
     return {
-        name: evaluate_ranker(model, Batches(_impressions(dataset, part, model, max_len), 8192))
+        name: evaluate_ranker(model, Batches(_impressions(dataset, part, model, max_len), 8192), item_counts=counts)
         for name, model in models.items()
     }
 

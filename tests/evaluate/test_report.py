@@ -57,6 +57,21 @@ def rank_results() -> dict[str, RankResult]:
     return results
 
 
+def test_rankers_on_known_and_on_new_items() -> None:
+    """Six rows, those of the new item in the wrong order: an area of 1 and of 0; one label alone has no area."""
+    labels, item = np.array([0.0, 1, 0, 1, 0, 1]), np.array([2, 2, 2, 3, 3, 4])
+    logits = np.array([-1.0, 2, -3, 0, 1, 5])
+    parts = {"known": item == 2, "new": item == 3, "one label": item == 4}
+    result = RankResult.of(logits.astype(np.float32), labels, np.arange(6), parts=parts)
+    found = Report("parts").rank_slice_table({"LR": result})
+    assert found is not None
+    assert [row["part"] for row in found.rows] == ["overall", "known", "new"]
+    assert [row["rows"] for row in found.rows] == [6, 3, 2]
+    assert [row["metrics"]["LR"]["mean"] for row in found.rows] == pytest.approx([8 / 9, 1.0, 0.0])
+    alone = RankResult.of(logits.astype(np.float32), labels, np.arange(6))
+    assert Report("nothing to part").rank_slice_table({"LR": alone}) is None
+
+
 def full_report() -> Report:
     matchers, rankers = match_results(), rank_results()
     report = Report("A small world", {"events": 12345, "split": "GlobalTime(0.1, 0.1)"})

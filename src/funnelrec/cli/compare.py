@@ -74,6 +74,7 @@ def compare(
         rankers = runs({**baselines, **rank}, train_ranker, "auc", "rank")
         each = rankers.measured(lambda models: evaluate_rankers(models, dataset, max_len=training.max_len))
         show.report_table(report.rank_table(rankers.median(each), baselines=list(baselines)))
+        report.rank_slice_table(rankers.median(each))
         metrics = ("auc", "log_loss", "normalised_entropy", "ece")
         show.report_table(report.seed_table(_means(each), metrics=metrics, title="Rank: over the seeds"))
     show.line(f"\ntables and pictures in {report.write(out / 'report')}")

@@ -174,6 +174,7 @@ def _fit_rankers(dataset: Dataset, plan: Plan, training: Training, out: Path, re
         show.line(trained(name, result, "auc"))
     results = evaluate_rankers(rankers, dataset, max_len=training.max_len)
     show.report_table(report.rank_table(results, baselines=list(RANK_BASELINES)))
+    report.rank_slice_table(results)
     return rankers[max((c.label for c in plan.rank), key=best.__getitem__)]
 
 

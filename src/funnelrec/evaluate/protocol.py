@@ -122,6 +122,7 @@ class RankResult:
     """Rows scored by one ranker: float32 `logits` and `labels` [n], int64 `user` [n] (None if the data has none).
 
     `user` tells people apart, also those whom training never saw: it is the batch's `person` where there is one.
+    `parts` are rows of their own interest: which belong to items that training saw, which to new ones.
     """
 
     logits: Float[np.ndarray, "n"]
@@ -131,6 +132,7 @@ class RankResult:
     split: str
     seconds: float
     means: Mapping[str, float] = field(default_factory=dict)
+    parts: Mapping[str, Bool[np.ndarray, "n"]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -139,6 +141,7 @@ class RankResult:
         labels: Float[np.ndarray, "n"],
         user: Int[np.ndarray, "n"] | None,
         *,
+        parts: Mapping[str, Bool[np.ndarray, "n"]] | None = None,
         split: str = "",
         seconds: float = 0.0,
         bins: int = 15,
@@ -160,7 +163,7 @@ class RankResult:
         if user is not None:
             means["gauc"] = metrics.gauc(labels, logits, user)
         queries = _digest(labels) if user is None else _digest(labels, user)
-        return cls(logits, labels, user, queries, split, seconds, means)
+        return cls(logits, labels, user, queries, split, seconds, means, parts or {})
 
     @property
     def probabilities(self) -> Float[np.ndarray, "n"]:
@@ -412,15 +415,21 @@ def _require_lists(
 # ------------------------------------------------------------------------------------------------------ rankers
 @torch.inference_mode()
 def evaluate_ranker(
-    model: Ranker, batches: Iterable[Batch] | EpochSource, *, split: str = "", bins: int = 15
+    model: Ranker,
+    batches: Iterable[Batch] | EpochSource,
+    *,
+    item_counts: Int[np.ndarray, "N"] | None = None,
+    split: str = "",
+    bins: int = 15,
 ) -> RankResult:
     """Score every row once; `means` holds auc, gauc (when rows have users), log_loss, normalised_entropy, ece.
 
+    `item_counts[n]`: training events of item row n; gives the parts of known and new items.
     `batches` must not be shuffled, so that two models score the same rows in the same order.
     Raises ValueError for no rows, labels other than 0 and 1, or logits that are not finite.
     """
     began = time.perf_counter()
-    logits, labels, users = [], [], []
+    logits, labels, users, items = [], [], [], []
     with _evaluating(model) as device:
         for batch in batches.epoch(0) if isinstance(batches, EpochSource) else batches:
             score = model.forward(batch if device is None else batch.to(device))
@@ -430,12 +439,15 @@ def evaluate_ranker(
             who = next((name for name in ("person", "user") if name in batch), None)
             if who is not None:
                 users.append(batch[who].cpu().numpy().astype(np.int64))
+            if item_counts is not None and "item" in batch:
+                items.append(batch.item.cpu().numpy())
     if not logits:
         raise ValueError("no batches to score; is this part of the split empty?")
     return RankResult.of(
         np.concatenate(logits),
         np.concatenate(labels),
         np.concatenate(users) if users else None,
+        parts={name: part[np.concatenate(items)] for name, part in _item_slices(item_counts).items()} if items else {},
         split=split or _split_of(batches),
         seconds=time.perf_counter() - began,
         bins=bins,

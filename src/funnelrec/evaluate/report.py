@@ -249,6 +249,29 @@ class Report:
         note = f"{metric}, mean ± half of a 95 % bootstrap interval over the users of the part."
         return self._add(Table(title, ("part", "users", *results), tuple(cells), tuple(rows), note), [])
 
+    def rank_slice_table(
+        self, results: Mapping[str, RankResult], *, title: str = "Rank: known and new items"
+    ) -> Table | None:
+        """Add a table of AUC over all rows and over parts of them; none where the results have no parts."""
+        require_comparable(results)
+        first = next(iter(results.values()))
+        every = {"overall": np.ones(first.labels.size, dtype=bool), **first.parts}
+        # an area needs rows of both kinds
+        parts = {name: part for name, part in every.items() if len(np.unique(first.labels[part])) == 2}
+        if len(parts) < 2:
+            return None
+        cells, rows = [], []
+        for name, part in parts.items():
+            areas = {
+                model: auc_interval(r.labels[part], r.logits[part], None if r.user is None else r.user[part])
+                for model, r in results.items()
+            }
+            cells.append((name, f"{int(part.sum()):,}", *(_figure(v) for v in areas.values())))
+            own = {model: _interval(v) for model, v in areas.items()}
+            rows.append({"part": name, "rows": int(part.sum()), "metrics": own})
+        note = "AUC, ± half of a 95 % interval over the rows of the part."
+        return self._add(Table(title, ("part", "rows", *results), tuple(cells), tuple(rows), note), [])
+
     def curve(
         self,
         points: Sequence[CurvePoint],
