@@ -85,3 +85,30 @@ def test_kinds_of_vectors_are_compared_on_the_same_users(tmp_path: Path, capsys:
     assert sum(line.startswith("| words | 0 | test |") for line in printed) == len(recipe.SCALES)
     assert "Recall@20 of words above both:" in printed[-2]
     assert "Recall@20 of both above both: +0.0000 [+0.0000, +0.0000], p = 1.0000" in printed[-1]
+
+
+def test_what_is_measured_chooses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two scales, four people. Known films of 0 and 2 allow the long one, those of 1 and 3 the short one alone, so
+    each half gets what the other half allows, and its own test figures."""
+    recipe = load("cold")
+    nan = np.nan
+
+    def figures(warm: list[float], cold: list[float]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        named = {"cold among cold": cold, "cold among all": cold, "warm among all": warm}
+        return {name: (np.array(v, dtype=float),) * 2 for name, v in named.items()}
+
+    valid = {
+        ("a", 0.9): figures([0.9, 0.9, 0.9, 0.9], [0.1, 0.1, 0.1, 0.1]),
+        ("a", 1.0): figures([0.3, 0.2, nan, 0.2], [0.5, 0.5, 0.5, 0.5]),
+    }
+    even = np.array([True, False, True, False])
+    assert recipe.choice(valid, even) == ("a", 1.0)
+    assert recipe.choice(valid, ~even) == ("a", 0.9)
+    test = {("a", 0.9): figures([1, 0, 1, 0], [0.4, 9, 0.6, 9]), ("a", 1.0): figures([9, 1, 9, 0], [9, 0.2, 9, nan])}
+    recipe.chosen(valid, test)
+    line = capsys.readouterr().out
+    assert "a at 1 and a at 0.9" in line
+    assert "| 0.4000 ±" in line  # cold: .4 and .6 of people 0 and 2 at .9, .2 of person 1 at 1
+    assert "| 0.7500 ±" in line  # warm: 1, 1 at .9 and 1, 0 at 1
+    with pytest.raises(ValueError, match=r"no vectors at any scale leave 0\.25 of the known films"):
+        recipe.choice({("a", 1.0): figures([0.1, 0.1, 0.1, 0.1], [1, 1, 1, 1])}, even)
