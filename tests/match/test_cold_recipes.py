@@ -89,7 +89,7 @@ def test_kinds_of_vectors_are_compared_on_the_same_users(tmp_path: Path, capsys:
 
 def test_what_is_measured_chooses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     """Two scales, four people. Known films of 0 and 2 allow the long one, those of 1 and 3 the short one alone, so
-    each half gets what the other half allows, and its own test figures."""
+    each half gets what the other half allows, and its own test figures; of two kinds the one that validates better."""
     recipe = load("cold")
     nan = np.nan
 
@@ -97,18 +97,19 @@ def test_what_is_measured_chooses_nothing(capsys: pytest.CaptureFixture[str]) ->
         named = {"cold among cold": cold, "cold among all": cold, "warm among all": warm}
         return {name: (np.array(v, dtype=float),) * 2 for name, v in named.items()}
 
-    valid = {
-        ("a", 0.9): figures([0.9, 0.9, 0.9, 0.9], [0.1, 0.1, 0.1, 0.1]),
-        ("a", 1.0): figures([0.3, 0.2, nan, 0.2], [0.5, 0.5, 0.5, 0.5]),
+    test = {
+        ("a", 0.9): figures([1, 1, nan, 0], [0.4, 9, 0.6, 9]),
+        ("a", 1.0): figures([0.3, 0.2, nan, 0.2], [9, 0.2, 9, nan]),
+        ("b", 0.9): figures([1, 1, 1, 1], [9, 9, 9, 9]),
     }
+    valid = {key: figures([0] * 4, [{"a": 0.5, "b": 0.1}[key[0]]] * 4) for key in test}
     even = np.array([True, False, True, False])
-    assert recipe.choice(valid, even) == ("a", 1.0)
-    assert recipe.choice(valid, ~even) == ("a", 0.9)
-    test = {("a", 0.9): figures([1, 0, 1, 0], [0.4, 9, 0.6, 9]), ("a", 1.0): figures([9, 1, 9, 0], [9, 0.2, 9, nan])}
+    assert recipe.choice(valid, test, even) == ("a", 1.0)
+    assert recipe.choice(valid, test, ~even) == ("a", 0.9)
     recipe.chosen(valid, test)
     line = capsys.readouterr().out
     assert "a at 1 and a at 0.9" in line
     assert "| 0.4000 ±" in line  # cold: .4 and .6 of people 0 and 2 at .9, .2 of person 1 at 1
-    assert "| 0.7500 ±" in line  # warm: 1, 1 at .9 and 1, 0 at 1
+    assert "| 0.4667 ±" in line  # warm: 1 of person 0 at .9, .2 and .2 of persons 1 and 3 at 1
     with pytest.raises(ValueError, match=r"no vectors at any scale leave 0\.25 of the known films"):
-        recipe.choice({("a", 1.0): figures([0.1, 0.1, 0.1, 0.1], [1, 1, 1, 1])}, even)
+        recipe.choice(valid, {("a", 1.0): figures([0.1] * 4, [1] * 4)}, even)
