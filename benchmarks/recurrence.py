@@ -3,8 +3,9 @@
     OMP_WAIT_POLICY=passive python benchmarks/recurrence.py [--threads 2] [--output benchmarks/results/recurrence.json]
 
 AUGRU is h + a (GRU(x, h) - h), so a loop over `nn.GRUCell` with the same weights gives the same states; that is checked
-first. Shapes: the authors' (batch 128, 100 steps, width 36), and batches of 512 and 4,096 over 50 steps. The two
-alternate in one process; read the ratio.
+first. Shapes: the authors' (batch 128, 100 steps, width 36), and batches of 512 and 4,096 over 50 steps; each with
+histories as long as the batch is wide, and with padded ones of every length from 0 on, where the loop computes padding
+too. The two alternate in one process; read the ratio.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -64,11 +66,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     results = []
-    for size, steps, dim in CASES:
+    for (size, steps, dim), padded in product(CASES, (False, True)):
         gru = GRU(dim, dim, kind="augru")
         cell = as_cell(gru, dim)
         x, attention = torch.randn(size, steps, dim, requires_grad=True), torch.rand(size, steps)
-        mask = torch.ones(size, steps, dtype=torch.bool)
+        lengths = torch.randint(0, steps + 1, (size, 1)) if padded else torch.full((size, 1), steps)
+        mask = torch.arange(steps) >= steps - lengths
+        attention = attention * mask  # so that the loop keeps its state at padding
         torch.testing.assert_close(gru(x, mask, attention), loop(cell, x, attention), rtol=1e-4, atol=1e-5)
         sides = {
             "ours": lambda g=gru, x=x, m=mask, a=attention: g(x, m, a),
@@ -85,11 +89,14 @@ def main() -> None:
                 "batch": size,
                 "steps": steps,
                 "width": dim,
+                "padded": padded,
                 "milliseconds": {n: 1e3 * v for n, v in median.items()},
                 "ratio": ratio,
             }
         )
-        sys.stdout.write(f"batch {size}, {steps} steps, width {dim}: {ratio:.2f} x a loop over GRUCell\n")
+        kind = "of every length" if padded else "full"
+        shape = f"batch {size}, {steps} steps, width {dim}"
+        sys.stdout.write(f"{shape}, histories {kind}: {ratio:.2f} x a loop over GRUCell\n")
         sys.stdout.flush()
     if options.output:
         facts = {"command": " ".join(["python", *sys.argv]), "cores": os.cpu_count(), "threads": options.threads}
