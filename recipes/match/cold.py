@@ -14,9 +14,9 @@ The split is strict: the held-out films are in no training pair, count or vocabu
 training pairs is held out to measure films that training did see. Content: genres, director, cast, year and rating.
 Three questions, all with the films of a user's training left out: cold targets among cold films; cold and warm targets
 among all films; Recall@20 with min(targets, 20) below the line, NDCG@20; means over users with a 95 % interval. `scale`
-makes vectors of new films longer or shorter. The row "chosen" has the vectors that were best on 302 other new films,
-and the longest scale at which films known to training keep a Recall@20 of .25 amid the new ones; what suits one half of
-the people is measured on the other half.
+makes vectors of new films longer or shorter; the longest that leaves films known to training a Recall@20 of .25 is
+found without a look at who took the new ones. So the row "chosen" has the vectors that are best on 302 other new films,
+each at its longest scale there, and the longest scale here; what suits one half of the people is measured on the other.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from funnelrec.learn.schedules import Cosine
 from funnelrec.match.comirec_sa import ComiRecSA
 
 K = 20
-SCALES = (0.94, 0.95, 0.96, 0.97, 0.98, 1.0, 1.05)
+SCALES = (0.94, 0.95, 0.96, 0.97, 0.98, 1.0, 1.05, 1.1, 1.15, 1.2)
 FLOOR = 0.25  #: Recall@20 that films known to training have to keep
 
 
@@ -287,17 +287,24 @@ Results = dict[tuple[str, float], Figures]  #: by kind of vectors and scale
 def choice(valid: Results, test: Results, people: np.ndarray) -> tuple[str, float]:
     """The vectors and the scale for a shop whose new films are those of the test part, by what it knows of `people`.
 
-    The longest scale at which known films, amid those new ones, keep FLOOR; the vectors that find most films of the
-    validation part.
+    The scale is the longest at which known films keep FLOOR amid the new ones. The vectors are those that find most new
+    films of the validation part, each at the scale that is the longest there.
     """
 
     def recall(of: Figures, question: str) -> float:
         return float(np.nanmean(of[question][0][people]))
 
-    longest = {kind: scale for kind, scale in sorted(test) if recall(test[kind, scale], "warm among all") >= FLOOR}
-    if not longest:
+    def longest(results: Results) -> dict[str, float]:
+        return {
+            kind: scale for kind, scale in sorted(results) if recall(results[kind, scale], "warm among all") >= FLOOR
+        }
+
+    scales, at = longest(valid), longest(test)
+    fair = [kind for kind in at if kind in scales]
+    if not fair:
         raise ValueError(f"no vectors at any scale leave {FLOOR} of the known films; begin with a smaller scale")
-    return max(longest.items(), key=lambda key: recall(valid[key], "cold among all"))
+    kind = max(fair, key=lambda kind: recall(valid[kind, scales[kind]], "cold among all"))
+    return kind, at[kind]
 
 
 def chosen(valid: Results, test: Results) -> None:

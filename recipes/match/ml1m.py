@@ -63,9 +63,9 @@ class Setting:
 SETTINGS = {
     "popularity": Setting("popularity", 0),
     "item_cf": Setting("item_cf", 0),
-    "sasrec": Setting("sasrec(embedding_dim=64, max_len=200, dropout=0.2)", 50, lr=3e-3),
-    "gru4rec": Setting("gru4rec(max_len=100, dropout=0.2, embedding_dropout=0.2)", 25, lr=4e-3, max_len=100),
-    "bert4rec": Setting("bert4rec(max_len=100, num_heads=2, dropout=0.1)", 45, lr=3e-3, max_len=100),
+    "sasrec": Setting("sasrec(embedding_dim=128, max_len=200, dropout=0.3)", 50),
+    "gru4rec": Setting("gru4rec(embedding_dim=128, max_len=200, dropout=0.2, embedding_dropout=0.2)", 40, lr=3e-3),
+    "bert4rec": Setting("bert4rec(max_len=100, num_heads=2, dropout=0.1)", 80, lr=3e-3, max_len=100, rounds=10),
 }
 #: by time most people of the test part are new, and a long training only over-fits those who were there
 BY_TIME = {

@@ -102,7 +102,8 @@ def test_what_is_measured_chooses_nothing(capsys: pytest.CaptureFixture[str]) ->
         ("a", 1.0): figures([0.3, 0.2, nan, 0.2], [9, 0.2, 9, nan]),
         ("b", 0.9): figures([1, 1, 1, 1], [9, 9, 9, 9]),
     }
-    valid = {key: figures([0] * 4, [{"a": 0.5, "b": 0.1}[key[0]]] * 4) for key in test}
+    valid = {key: figures([1] * 4, [{"a": 0.5, "b": 0.1}[key[0]]] * 4) for key in test}
+    valid["b", 1.0] = figures([0] * 4, [0.9] * 4)  # more new films, but no known ones
     even = np.array([True, False, True, False])
     assert recipe.choice(valid, test, even) == ("a", 1.0)
     assert recipe.choice(valid, test, ~even) == ("a", 0.9)
