@@ -35,8 +35,8 @@ TRAIN = SkipGram(
     subsample=1e-4,
     ordered=True,
     shared=64,
-    epochs=3,
-    lr=0.3,
+    epochs=6,
+    lr=1.0,
     batch_size=1024,
 )
 

@@ -67,6 +67,7 @@ def compare(
         matchers = runs({**MATCH_BASELINES, **match}, train_matcher, "ndcg@10", "match")
         each = matchers.measured(lambda models: evaluate_matchers(models, dataset))
         show.report_table(report.match_table(matchers.median(each), baselines=list(MATCH_BASELINES)))
+        report.slice_table(matchers.median(each))
         metrics = ("recall@10", "ndcg@10", "recall@50", "ndcg@50")
         show.report_table(report.seed_table(_means(each), metrics=metrics, title="Match: over the seeds"))
     if rank:

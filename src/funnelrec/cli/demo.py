@@ -109,6 +109,7 @@ def run_demo(out: Path, *, seed: int, users: int, items: int, progress: bool) ->
         item_attribute=dataset.item_attribute("category"),
     )
     show.report_table(report.stage_table(stages, oracle=oracle))
+    report.slice_table(stages, title="The funnel: who is served how well")
     funnel.metrics = stage_figures(stages)
     funnel.item_map = item_places(funnel, dataset, seed=seed)
     funnel.save(out)
@@ -170,6 +171,7 @@ def _rank(world: simulate.World, dataset: Dataset, common: Mapping[str, Any], re
     results = evaluate_rankers(models, dataset, max_len=MAX_LEN)
     results["oracle"] = _rank_oracle(world, dataset, results[DIN.label])
     show.report_table(report.rank_table(results, baselines=[LR.label, FM.label], oracle="oracle"))
+    report.rank_slice_table(results)
     gap = results["oracle"].means["auc"] - results[DIN.label].means["auc"]
     show.line(f"DIN's AUC is {gap:.4f} below the oracle's, which knows the true click probabilities.")
     return models[DIN.label]
