@@ -168,3 +168,11 @@ def test_scores_share_one_call(score: nn.Module) -> None:
     assert out.shape == (3, 2, 5)
     out.sum().backward() if out.requires_grad else None
     assert all(p.grad is not None and p.grad.isfinite().all() for p in score.parameters())
+
+
+@pytest.mark.parametrize("score", [BilinearScore(5, 4), MLPScore(4, activation="prelu")], ids=repr)
+def test_pairs_have_the_score_of_the_grid(score: BilinearScore | MLPScore) -> None:
+    query = torch.randn(3, 5 if isinstance(score, BilinearScore) else 4)
+    keys, owner = torch.randn(6, 4), torch.tensor([2, 0, 0, 1, 2, 2])
+    grid = score(query.unsqueeze(1), keys.expand(3, 6, 4))[:, 0]  # (B, T)
+    torch.testing.assert_close(score.of_pairs(query, keys, owner), grid[owner, torch.arange(6)])

@@ -186,10 +186,9 @@ class MLPScore(nn.Module):
         self, query: Float[Tensor, "B D"], keys: Float[Tensor, "T D"], owner: Int[Tensor, "T"]
     ) -> Float[Tensor, "T"]:
         """The score of each key with the query of its owner, 0 … B - 1: for keys that stand without padding."""
-        of_query, of_keys, of_product = self._blocks()
-        once = linear(query, of_query, self.first.bias).index_select(0, owner)  # (T, hidden)
-        product = linear(query.index_select(0, owner) * keys, of_product)  # (T, hidden)
-        return self._of_first(once + linear(keys, of_keys) + product, None)
+        query = query.index_select(0, owner)  # (T, D)
+        weight = torch.cat(self._blocks(), 1)  # (hidden, 3D)
+        return self._of_first(linear(torch.cat((query, keys, query * keys), 1), weight, self.first.bias), None)
 
     def _blocks(self) -> tuple[Tensor, Tensor, Tensor]:
         """What the first layer does with the query, the keys and their product, [hidden, D] each."""
