@@ -2,10 +2,9 @@
 
 Run:      python recipes/encode/text/bert.py FOLDER_OF_IMDB FOLDER_OF_MR --out FOLDER
 Hardware: 1 CPU core with AMX, 2 GB
-Expected: with --texts 3000 --share 0.15 (1.0 M tokens, 23 s of processor time) .098 of the hidden tokens of held-out
-          reviews, the most frequent piece everywhere has .040 of them; with --texts 4000 (1.4 M tokens) .123. One seed.
-          So little reading is no help on MR yet: fold 0 at rate 1e-3, 3 epochs, .726 against .743 from scratch. The
-          full run (14,000 reviews) has not been measured.
+Expected: 18 minutes of processor time to read, 7 to compare; .331 of the hidden tokens of held-out reviews are right,
+          the most frequent piece everywhere .040. With --tuned-lrs 1e-3 5e-4 --scratch-lrs 1e-3 5e-4 MR over four folds
+          is .7507 fine-tuned, .7371 from scratch; with a lower rate the rival is better (docs/text.md). One seed
 """
 
 from __future__ import annotations
@@ -178,7 +177,7 @@ def main() -> None:
     parser.add_argument("imdb", type=Path)
     parser.add_argument("mr", type=Path)
     parser.add_argument("--size", type=int, default=4000, help="pieces of the vocabulary")
-    parser.add_argument("--texts", type=int, default=14_000, help="reviews to train on")
+    parser.add_argument("--texts", type=int, default=70_000, help="reviews to train on")
     parser.add_argument("--steps", type=int, default=1, help="at least so many; always whole epochs")
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--layers", type=int, default=2)
@@ -186,12 +185,12 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=48)
     parser.add_argument("--batch", type=int, default=32, help="pieces of a batch")
     parser.add_argument("--share", type=float, default=0.3, help="of the tokens that are hidden in training")
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--warmup", type=int, default=100, help="steps")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--warmup", type=int, default=500, help="steps")
     parser.add_argument("--epochs", type=int, default=3, help="of fine-tuning")
-    parser.add_argument("--folds", type=int, default=2, help="of MR that are tested, up to 4")
-    parser.add_argument("--tuned-lrs", type=float, nargs="+", default=[1e-3])
-    parser.add_argument("--scratch-lrs", type=float, nargs="+", default=[1e-3])
+    parser.add_argument("--folds", type=int, default=4, help="of MR that are tested, up to 4")
+    parser.add_argument("--tuned-lrs", type=float, nargs="+", default=[1e-3, 5e-4, 3e-4])
+    parser.add_argument("--scratch-lrs", type=float, nargs="+", default=[1e-3, 5e-4, 3e-4])
     parser.add_argument("--out", type=Path, required=True, help="where vocabulary, weights and figures go")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
