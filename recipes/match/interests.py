@@ -5,7 +5,7 @@ Run:      python recipes/match/interests.py OUT [--models comirec_sa …] [--int
 Hardware: 1 CPU core; 5 to 25 seconds of processor time a model, number of interests and seed
 Expected: recall@50 and agreement (NMI) for 1, 2, 4, 8 interests, three seeds, each ± .014 over the people: comirec_sa
           .296 0, .317 .57, .333 .85, .357 .97; mind .259 0, .275 .36, .285 .62, .305 .76; comirec_dr .284 0, .284 .45,
-          .285 .65, .283 .69; comirec_sa with `--loss papers` and 4 interests, seed 0, .288 .72
+          .285 .65, .283 .69; comirec_sa with `--loss papers` .296 0, .285 .20, .296 .72, .321 .79
 
 The world has 40 sub-topics and vectors of 8 numbers, too few for one vector to point at four of 40 and at nothing else:
 the first table says what is possible with the true directions, as K vectors and as their sum, by their width.
