@@ -5,8 +5,8 @@ Run:      python recipes/match/cold.py FOLDER_OF_ML_1M_COLD MOVIES_DAT [--vector
 Hardware: 1 CPU core, 2 GB; a minute of processor time for each kind of vectors, two to learn PMGT
 Expected: --bf16 --vectors both words words+both both+pmgt words+both+pmgt, seed 0, Recall@20. Chosen by both halves of
           the people: words+both at .97, cold among cold .2975 ± .0052, NDCG@20 .3117, cold among all .1257 ± .0033,
-          warm among all .2531 ± .0049; 28 % of the lists are films that nobody took yet. Seed 1: words+both+pmgt at .97,
-          .3007, .1263 and .2544
+          warm among all .2531 ± .0049; 28 % of the lists are films that nobody took yet. Seed 1:
+          words+both+pmgt at .97, .3007, .1263 and .2544
           both: cold among cold .2725 ± .0052; PMGT's vectors beside it (both+pmgt) .2881 ± .0051, which is +.0156
           [+.0136, +.0176]; in its place (pmgt) .2514 ± .0051, −.0211 [−.0233, −.0190]
           words, float32, scale 1: .2725 ± .0051; .1191 ± .0033 and .2440 ± .0045
