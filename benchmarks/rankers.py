@@ -175,7 +175,7 @@ def ours(model: str, folder: Path, rows: int, bf16: bool) -> None:
     arguments: dict[str, Any] = {"embedding_dim": WIDTH, "hidden": HIDDEN, "dropout": 0.0}
     arguments |= {
         "xdeepfm": {"feature_maps": (256, 128), "split_half": True},
-        "autoint": {"head_dim": WIDTH // 2},
+        "autoint": {"head_dim": WIDTH // 2, "first_order": True},  # as the peer has it
         "din": {"attention_hidden": (64, 16), "activation": "relu"},
         "dien": {"activation": "relu"},
     }.get(model, {})

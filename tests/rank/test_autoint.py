@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from funnelrec.rank.autoint import AutoInt, _Interact
+from funnelrec.rank import autoint
+from funnelrec.rank.autoint import AutoInt, _attend, _Interact
 from tests.contracts import World, full_spec, quiet
 
 SPEC = full_spec()
@@ -40,6 +41,20 @@ def test_equals_the_definition() -> None:
         weights = torch.softmax(query[:, :, part] @ key[:, :, part].transpose(1, 2), dim=2)  # unscaled, as in the paper
         heads.append(weights @ value[:, :, part])
     torch.testing.assert_close(interact(E), torch.relu(torch.cat(heads, dim=2) + residual), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0], ids=["plain", "scores that need a shift"])
+def test_attention_and_its_gradient_by_chunks(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven pairs of example and head, two at a time, against autograd through the softmax."""
+    monkeypatch.setattr(autoint, "CHUNK", 2 * 5 * 5)
+    draw = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(7, 1, 5, 3, generator=draw).requires_grad_() for _ in range(3))
+    expected = torch.softmax(scale * q @ k.transpose(-1, -2), dim=-1) @ v
+    gradients = torch.autograd.grad(expected.square().sum(), (q, k, v))
+    found = _attend(scale * q, k, v)
+    assert (scale * q @ k.transpose(-1, -2)).abs().max().item() > 60 or scale == 1
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found.square().sum(), (q, k, v)), gradients, rtol=1e-4, atol=1e-4)
 
 
 def test_fields_have_no_order() -> None:
@@ -78,6 +93,20 @@ def test_plus_adds_the_logit_of_a_network() -> None:
     plus.deep = None
     torch.testing.assert_close(both - deep, quiet(plus, batch)[0])
     assert AutoInt(SPEC).deep is None
+
+
+def test_first_order_adds_a_weight_of_each_value() -> None:
+    wide, batch = AutoInt(SPEC, first_order=True).eval(), World(SPEC).batch(8)
+    weights = wide.embedding.table.weight
+    with torch.no_grad():
+        weights[1:, -1] = torch.randn(len(weights) - 1, generator=torch.Generator().manual_seed(0))
+        first = wide.embedding.with_linear(batch)[0]
+        both = quiet(wide, batch)[0]
+        weights[:, -1] = 0.0
+        if wide.embedding.number_vectors is not None:
+            wide.embedding.number_vectors[:, -1] = 0.0
+    torch.testing.assert_close(both - first, quiet(wide, batch)[0])
+    assert first.abs().min() > 0
 
 
 def test_refuses() -> None:

@@ -17,10 +17,13 @@ Differs: from the authors' code, which scales the scores, puts biases and ReLU o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
@@ -30,6 +33,69 @@ from funnelrec.core.nn.mlp import MLP
 from funnelrec.core.schema import Spec
 
 __all__ = ["AutoInt"]
+
+
+SAFE = 60.0  #: scores within ± this need no shift before exp, in float32 and in bfloat16
+CHUNK = 2**20  #: scores alive at a time
+
+
+def _attend(q: Float[Tensor, "B H F d"], k: Float[Tensor, "B H F d"], v: Float[Tensor, "B H F d"]) -> Tensor:
+    """softmax(q kᵀ) v, [B, H, F, d]. Fused attention is slower for so few fields and so narrow heads."""
+    if q.device.type != "cpu" or torch.compiler.is_exporting():
+        return torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ v
+    out: Tensor = _Attend.apply(*(x.flatten(0, 1).contiguous() for x in (q, k, v)))  # type: ignore[no-untyped-call]
+    return out.view(v.shape)
+
+
+class _Attend(torch.autograd.Function):
+    """softmax(q kᵀ) v for N pairs of example and head, q, k and v [N, F, d], on CPU.
+
+    A softmax over rows as short as the fields costs more there than both products. So only exp is taken, and the
+    products do its sums, forward with a column of ones beside v: [out · s, s] = exp(q kᵀ) [v, 1]; and backward, where
+    the gradient of the scores is p ∘ (g vᵀ − g·out) / s = p ∘ ([g, −g·out] / s) [v, 1]ᵀ with p = exp(q kᵀ). Scores are
+    made chunk by chunk inside the cache, forward and again backward, and never kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        v = F.pad(v, (0, 1), value=1.0)  # (N, F, d + 1)
+        sums = torch.empty_like(v)
+        for part in _chunks(q):
+            torch.bmm(_exponentials(q[part], k[part]), v[part], out=sums[part])
+        total = sums[..., -1:].float()
+        out = sums[..., :-1] / total
+        ctx.save_for_backward(q, k, v, out, total)
+        return out.to(q.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v, out, total = ctx.saved_tensors
+        g = gradient.float()
+        g = torch.cat([g, -(g * out).sum(-1, keepdim=True)], dim=2).div_(total).to(q.dtype)  # (N, F, d + 1)
+        to_v = g[..., :-1].contiguous()
+        to_q, to_k, of_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(to_v)
+        for part in _chunks(q):
+            p = _exponentials(q[part], k[part])
+            torch.bmm(p.mT, to_v[part], out=of_v[part])
+            p *= torch.bmm(g[part], v[part].mT)
+            torch.bmm(p, k[part], out=to_q[part])
+            torch.bmm(p.mT, q[part], out=to_k[part])
+        return to_q, to_k, of_v
+
+
+def _chunks(q: Tensor) -> list[slice]:
+    step = max(1, CHUNK // q.shape[1] ** 2)
+    return [slice(start, start + step) for start in range(0, len(q), step)]
+
+
+def _exponentials(q: Tensor, k: Tensor) -> Tensor:
+    """exp(q kᵀ) up to a factor of each row, [N, F, F]."""
+    scores = torch.bmm(q, k.mT)
+    low, high = torch.aminmax(scores)
+    if not (low > -SAFE and high < SAFE):
+        scores -= scores.amax(-1, keepdim=True)
+    return scores.exp_()
 
 
 class _Interact(nn.Module):
@@ -47,14 +113,16 @@ class _Interact(nn.Module):
         q, k, v = (
             x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2) for x in (query, key, value)
         )  # (B, H, F, d)
-        # fused attention is slower for so few fields and narrow heads, and far slower in bfloat16 on CPU
-        combined = torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ v  # Eq. (5)-(6)
+        combined = _attend(q, k, v)  # Eq. (5)-(6)
         return torch.relu(combined.transpose(1, 2).flatten(2) + residual)  # Eq. (7)-(8)
 
 
 @keeps_config
 class AutoInt(nn.Module):
-    """Logit of a click from `num_layers` interacting layers; with `hidden` it is AutoInt+."""
+    """Logit of a click from `num_layers` interacting layers; with `hidden` it is AutoInt+.
+
+    `first_order` adds a weight of each value, the wide part that the authors' code has as an option.
+    """
 
     def __init__(
         self,
@@ -64,6 +132,7 @@ class AutoInt(nn.Module):
         num_layers: int = 3,
         num_heads: int = 2,
         head_dim: int = 32,
+        first_order: bool = False,
         hidden: Sequence[int] = (),
         dropout: float = 0.0,
         batch_norm: bool = False,
@@ -73,7 +142,8 @@ class AutoInt(nn.Module):
             raise ValueError(
                 f"num_layers, num_heads and head_dim are at least 1, received {num_layers}, {num_heads} and {head_dim}"
             )
-        self.embedding = FieldEmbedding(spec, embedding_dim)
+        self.first_order = first_order
+        self.embedding = FieldEmbedding(spec, embedding_dim, linear=first_order)
         fields, width = self.embedding.output_fields, num_heads * head_dim
         widths = [embedding_dim] + [width] * (num_layers - 1)
         self.layers = nn.ModuleList(_Interact(dim, num_heads, head_dim) for dim in widths)
@@ -84,11 +154,13 @@ class AutoInt(nn.Module):
 
     def forward(self, batch: Batch) -> Float[Tensor, "B"]:
         """Logits [B] from `ids` and `numbers`."""
-        e = self.embedding(batch)  # (B, F, D)
-        x = e
+        first, e = self.embedding.with_linear(batch) if self.first_order else (None, self.embedding(batch))
+        x = e  # (B, F, D)
         for layer in self.layers:
             x = layer(x)
         logit: Tensor = self.top(x.flatten(1)).squeeze(1)  # (B,)   Eq. (9)
+        if first is not None:
+            logit = logit + first
         if self.deep is not None:
             logit = logit + self.deep(e.flatten(1)).squeeze(1)
         return logit
