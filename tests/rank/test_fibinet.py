@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from funnelrec.core.batch import Batch
+from funnelrec.rank import fibinet
 from funnelrec.rank.fibinet import FiBiNET, _Bilinear, _Gate
 from tests.contracts import World, full_spec, make_spec
 
@@ -35,6 +36,17 @@ def test_pairs_are_those_of_a_double_loop(kind: str, matrices: int) -> None:
     which = {"all": lambda n, i: 0, "each": lambda n, i: i, "interaction": lambda n, i: n}[kind]
     expected = [(E[:, i] @ bilinear.weight[which(n, i)]) * E[:, j] for n, (i, j) in enumerate(PAIRS)]
     torch.testing.assert_close(bilinear(E), torch.stack(expected, dim=1))
+
+
+@pytest.mark.parametrize("kind", ["all", "each", "interaction"])
+def test_gradients_by_chunks_are_those_of_autograd(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fibinet, "CHUNK", 2)  # three examples: a whole chunk and the rest
+    bilinear, e = _Bilinear(5, 4, kind), E.clone().requires_grad_()
+    which = {"all": lambda n, i: 0, "each": lambda n, i: i, "interaction": lambda n, i: n}[kind]
+    expected = torch.stack([(e[:, i] @ bilinear.weight[which(n, i)]) * e[:, j] for n, (i, j) in enumerate(PAIRS)], 1)
+    inputs = (e, bilinear.weight)
+    gradients = torch.autograd.grad(expected.square().sum(), inputs)
+    torch.testing.assert_close(torch.autograd.grad(bilinear(e).square().sum(), inputs), gradients, rtol=1e-4, atol=1e-5)
 
 
 def test_the_identity_makes_it_the_hadamard_product() -> None:

@@ -14,15 +14,16 @@ Differs: the two bilinear layers have parameters of their own. `gate="sigmoid"` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
-from funnelrec.core.nn.crosses import pair_index
 from funnelrec.core.nn.embedding import FieldEmbedding
 from funnelrec.core.nn.linear import Linear
 from funnelrec.core.nn.mlp import MLP
@@ -30,6 +31,7 @@ from funnelrec.core.schema import Spec
 
 __all__ = ["FiBiNET"]
 
+CHUNK = 512  #: examples whose pairs of one left field are made at a time
 KINDS = ("all", "each", "interaction")
 GATES = {"relu": torch.relu, "sigmoid": torch.sigmoid}
 
@@ -53,24 +55,81 @@ class _Bilinear(nn.Module):
 
     def __init__(self, fields: int, dim: int, kind: str) -> None:
         super().__init__()
-        left, right = pair_index(fields)
-        self.register_buffer("left", left, persistent=False)
-        self.register_buffer("right", right, persistent=False)
-        self.left: Tensor
-        self.right: Tensor
         self.kind = kind
-        matrices = {"all": 1, "each": fields - 1, "interaction": len(left)}[kind]  # the last field stands left nowhere
+        pairs = fields * (fields - 1) // 2
+        matrices = {"all": 1, "each": fields - 1, "interaction": pairs}[kind]  # the last field stands left nowhere
         self.weight = nn.Parameter(torch.empty(matrices, dim, dim))
         for matrix in self.weight:
             nn.init.xavier_normal_(matrix)
 
     def forward(self, e: Float[Tensor, "B F D"]) -> Float[Tensor, "B P D"]:
-        fields_first = e.transpose(0, 1)  # (F, B, D): one matrix product a field or a pair
-        if self.kind == "interaction":
-            turned = fields_first.index_select(0, self.left) @ self.weight  # (P, B, D) @ (P, D, D)
-        else:
-            turned = (fields_first[:-1] @ self.weight).index_select(0, self.left)  # (F - 1, B, D) -> (P, B, D)
-        return (turned * fields_first.index_select(0, self.right)).transpose(0, 1)  # (B, P, D)   Eq. (2)
+        fields, dim = e.shape[1:]
+        weight = self.weight.expand(fields - 1, dim, dim) if self.kind == "all" else self.weight
+        side_by_side = weight.transpose(0, 1).flatten(1)  # (D, M·D)
+        if torch.compiler.is_exporting():  # chunks would fix the batch size of the graph
+            left = [e[:, i] @ w for i, w in enumerate(torch.split(side_by_side, _widths(fields, side_by_side), dim=1))]
+            turned = [x.unflatten(1, (-1, dim)) * e[:, i + 1 :] for i, x in enumerate(left)]
+            return torch.cat(turned, dim=1)
+        pairs: Tensor = _Pairs.apply(e, side_by_side)  # type: ignore[no-untyped-call]
+        return pairs
+
+
+def _widths(fields: int, weight: Tensor) -> list[int]:
+    """Columns of `weight` [D, M·D] that belong to each left field: a matrix for each of its pairs, or one for all."""
+    dim, columns = weight.shape
+    own = columns > (fields - 1) * dim
+    return [dim * (fields - 1 - i if own else 1) for i in range(fields - 1)]
+
+
+class _Pairs(torch.autograd.Function):
+    """Eq. (2): e [B, F, D] and the matrices side by side [D, M·D] -> [B, P, D], the pairs (0, 1), (0, 2), …
+
+    All pairs of a left field are one matrix product and one multiplication with the fields behind it, which stand side
+    by side already. Nothing is gathered, and what is as large as the pairs is written once: the products e_i W are made
+    chunk by chunk inside the cache, forward and again backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, e: Tensor, weight: Tensor) -> Tensor:
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled(e.device.type) else e.dtype
+        e, weight = e.to(dtype), weight.to(dtype)
+        ctx.save_for_backward(e, weight)
+        size, fields, dim = e.shape
+        out = e.new_empty(size, fields * (fields - 1) // 2, dim)
+        widths = _widths(fields, weight)
+        for part, rest in _chunks(e, out):
+            for i, (w, p) in enumerate(_by_left(weight, rest, widths)):
+                turned = (part[:, i] @ w).unflatten(1, (-1, dim))  # (R, n or 1, D)
+                torch.mul(turned, part[:, i + 1 :], out=p)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        e, weight = ctx.saved_tensors
+        fields, dim = e.shape[1:]
+        to_e, to_weight = torch.zeros_like(e), torch.zeros_like(weight, dtype=torch.float32)
+        widths = _widths(fields, weight)
+        for (part, rest), (to_part, _) in zip(_chunks(e, gradient.to(e.dtype)), _chunks(to_e, gradient), strict=True):
+            of_weights = to_weight.split(widths, dim=1)
+            for i, (w, g) in enumerate(_by_left(weight, rest, widths)):
+                left, right = part[:, i], part[:, i + 1 :]
+                to_part[:, i + 1 :] += g * (left @ w).unflatten(1, (-1, dim))
+                back = g * right  # (R, n, D)
+                back = back.flatten(1) if w.shape[1] == back.shape[1] * dim else back.sum(1)
+                of_weights[i].add_(left.T @ back)
+                to_part[:, i] += back @ w.T
+        return to_e, to_weight
+
+
+def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(t.split(CHUNK) for t in tensors), strict=True)
+
+
+def _by_left(weight: Tensor, pairs: Tensor, widths: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each left field its matrices [D, n·D or D] and its pairs [R, n, D]."""
+    counts = [len(widths) - i for i in range(len(widths))]
+    return zip(weight.split(widths, dim=1), pairs.split(counts, dim=1), strict=True)
 
 
 @keeps_config
