@@ -68,7 +68,7 @@ class _Bilinear(nn.Module):
         side_by_side = weight.transpose(0, 1).flatten(1)  # (D, M·D)
         if torch.compiler.is_exporting():  # chunks would fix the batch size of the graph
             left = [e[:, i] @ w for i, w in enumerate(torch.split(side_by_side, _widths(fields, side_by_side), dim=1))]
-            turned = [x.unflatten(1, (-1, dim)) * e[:, i + 1 :] for i, x in enumerate(left)]
+            turned = [x.view(-1, x.shape[1] // dim, dim) * e[:, i + 1 :] for i, x in enumerate(left)]
             return torch.cat(turned, dim=1)
         pairs: Tensor = _Pairs.apply(e, side_by_side)  # type: ignore[no-untyped-call]
         return pairs
@@ -99,7 +99,7 @@ class _Pairs(torch.autograd.Function):
         widths = _widths(fields, weight)
         for part, rest in _chunks(e, out):
             for i, (w, p) in enumerate(_by_left(weight, rest, widths)):
-                turned = (part[:, i] @ w).unflatten(1, (-1, dim))  # (R, n or 1, D)
+                turned = (part[:, i] @ w).view(len(part), -1, dim)  # (R, n or 1, D)
                 torch.mul(turned, part[:, i + 1 :], out=p)
         return out
 
@@ -108,13 +108,13 @@ class _Pairs(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         e, weight = ctx.saved_tensors
         fields, dim = e.shape[1:]
-        to_e, to_weight = torch.zeros_like(e), torch.zeros_like(weight, dtype=torch.float32)
+        to_e, to_weight = (torch.zeros_like(x, dtype=torch.float32) for x in (e, weight))  # sums of many
         widths = _widths(fields, weight)
         for (part, rest), (to_part, _) in zip(_chunks(e, gradient.to(e.dtype)), _chunks(to_e, gradient), strict=True):
-            of_weights = to_weight.split(widths, dim=1)
+            of_weights = torch.split(to_weight, widths, dim=1)
             for i, (w, g) in enumerate(_by_left(weight, rest, widths)):
                 left, right = part[:, i], part[:, i + 1 :]
-                to_part[:, i + 1 :] += g * (left @ w).unflatten(1, (-1, dim))
+                to_part[:, i + 1 :] += g * (left @ w).view(len(part), -1, dim)
                 back = g * right  # (R, n, D)
                 back = back.flatten(1) if w.shape[1] == back.shape[1] * dim else back.sum(1)
                 of_weights[i].add_(left.T @ back)
@@ -123,13 +123,13 @@ class _Pairs(torch.autograd.Function):
 
 
 def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(t.split(CHUNK) for t in tensors), strict=True)
+    return zip(*(torch.split(t, CHUNK) for t in tensors), strict=True)
 
 
 def _by_left(weight: Tensor, pairs: Tensor, widths: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
     """For each left field its matrices [D, n·D or D] and its pairs [R, n, D]."""
     counts = [len(widths) - i for i in range(len(widths))]
-    return zip(weight.split(widths, dim=1), pairs.split(counts, dim=1), strict=True)
+    return zip(torch.split(weight, widths, dim=1), torch.split(pairs, counts, dim=1), strict=True)
 
 
 @keeps_config
