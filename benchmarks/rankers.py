@@ -4,9 +4,9 @@
 
 PYTHON is the interpreter of an environment with torch and deepctr-torch; without it only our side runs. 39 categorical
 fields of geometric sizes, 1 M rows in all (AUC after one epoch of 163,840 rows, 49,152 for the two heavy models, on
-65,536 others) or 10 M (speed alone, 20 steps: the first ones touch memory for the first time), width 16, batch 4,096,
-MLP 400-400-400, Adam at 1e-3. Labels come from a planted model of single values, pairs and, for DIN and DIEN, of what
-the history of 50 items has to do with the item.
+65,536 others) or 10 M (speed alone, 20 steps or 12: the first ones touch memory for the first time), width 16, batch
+4,096, MLP 400-400-400, Adam at 1e-3. Labels come from a planted model of single values, pairs and, for DIN and DIEN, of
+what the history of 50 items has to do with the item.
 
 Ours is `fit` itself, batches included, in float32 and with bf16=True. The peer runs in a tight loop of its own model
 and dense Adam, without its penalties, which is faster than its `fit`. Each side is a process of its own; they take
@@ -33,7 +33,7 @@ import numpy.typing as npt
 FIELDS, WIDTH, BATCH, LENGTH, HIDDEN = 39, 16, 4096, 50, (400, 400, 400)
 TEST = 65_536
 PLANS = {1_000_000: (40, 8), 10_000_000: (20, 4)}  #: rows of vocabulary -> steps in all, steps of a round
-HEAVY = {"xdeepfm": (12, 3), "fibinet": (12, 3)}  #: fewer steps at 1 M, for a step takes seconds
+HEAVY = {"xdeepfm": (12, 3), "fibinet": (12, 3)}  #: fewer steps, for one takes seconds
 MODELS = ("deepfm", "dcn", "xdeepfm", "autoint", "fibinet", "din", "dien")
 READS_HISTORY = ("din", "dien")
 

@@ -15,9 +15,13 @@ import pytest
 import torch
 
 from funnelrec import Dataset, Schema
+from funnelrec.core.batch import Batch
+from funnelrec.core.schema import Spec
 from funnelrec.data.batches import counter_generator
 from funnelrec.data.split import GlobalTime
 from funnelrec.data.tables import Tables
+from funnelrec.match.gru4rec import GRU4Rec
+from funnelrec.match.sasrec import SASRec
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,6 +92,19 @@ def test_windows_reach_what_lies_before_the_newest_items(ml1m: ModuleType, tmp_p
     assert int(short.sum()) == 200 and (batch.target[short] == batch.target[short][0]).all()
     with pytest.raises(ValueError, match=r"give gather a torch.Generator"):
         windows.gather(torch.arange(2))
+
+
+def test_matchers_side_by_side_add_their_scores(ml1m: ModuleType) -> None:
+    spec = Spec(num_items=12)
+    first, second = SASRec(spec, embedding_dim=4).eval(), GRU4Rec(spec, embedding_dim=6).eval()
+    batch = Batch(history=torch.tensor([[0, 3, 4], [5, 6, 7]]), mask=torch.tensor([[False, True, True], [True] * 3]))
+    rows = torch.arange(12)
+    with torch.no_grad():
+        scores = [m.encode_users(batch)[0][:, 0] @ m.encode_items(rows).T for m in (first, second)]
+        both = ml1m.SideBySide([first, second], (1.0, 0.5))
+        users, valid = both.encode_users(batch)
+        torch.testing.assert_close(users[:, 0] @ both.encode_items(rows).T, scores[0] + 0.5 * scores[1])
+    assert valid.all() and users.shape == (2, 1, 10)
 
 
 def test_pages_show_what_was_measured(comirec: ModuleType) -> None:

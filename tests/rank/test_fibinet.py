@@ -8,9 +8,10 @@ import torch
 from funnelrec.core.batch import Batch
 from funnelrec.rank import fibinet
 from funnelrec.rank.fibinet import FiBiNET, _Bilinear, _Gate
-from tests.contracts import World, full_spec, make_spec
+from tests.contracts import World, full_spec, make_spec, quiet
 
 SPEC = full_spec()
+NOTHING = Batch(ids=World(SPEC).batch(1).ids[:0], numbers=World(SPEC).batch(1).numbers[:0])
 E = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
 PAIRS = [(i, j) for i in range(5) for j in range(i + 1, 5)]
 
@@ -47,6 +48,13 @@ def test_gradients_by_chunks_are_those_of_autograd(kind: str, monkeypatch: pytes
     inputs = (e, bilinear.weight)
     gradients = torch.autograd.grad(expected.square().sum(), inputs)
     torch.testing.assert_close(torch.autograd.grad(bilinear(e).square().sum(), inputs), gradients, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["all", "each", "interaction"])
+def test_a_batch_of_nothing(kind: str) -> None:
+    model = FiBiNET(SPEC, bilinear=kind)
+    model(NOTHING).sum().backward()
+    assert quiet(model, NOTHING)[0].shape == (0,)
 
 
 def test_the_identity_makes_it_the_hadamard_product() -> None:

@@ -35,13 +35,13 @@ from funnelrec.core.schema import Spec
 __all__ = ["AutoInt"]
 
 
-SAFE = 60.0  #: scores within ± this need no shift before exp, in float32 and in bfloat16
+SAFE = 60.0  #: exp of ± this, sums of it and quotients of them stay within the range of float32 and of bfloat16
 CHUNK = 2**20  #: scores alive at a time
 
 
 def _attend(q: Float[Tensor, "B H F d"], k: Float[Tensor, "B H F d"], v: Float[Tensor, "B H F d"]) -> Tensor:
     """softmax(q kᵀ) v, [B, H, F, d]. Fused attention is slower for so few fields and so narrow heads."""
-    if q.device.type != "cpu" or torch.compiler.is_exporting():
+    if q.device.type != "cpu" or q.dtype == torch.float16 or torch.compiler.is_exporting():
         return torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ v
     out: Tensor = _Attend.apply(*(x.flatten(0, 1).contiguous() for x in (q, k, v)))  # type: ignore[no-untyped-call]
     return out.view(v.shape)
@@ -53,35 +53,38 @@ class _Attend(torch.autograd.Function):
     A softmax over rows as short as the fields costs more there than both products. So only exp is taken, and the
     products do its sums, forward with a column of ones beside v: [out · s, s] = exp(q kᵀ) [v, 1]; and backward, where
     the gradient of the scores is p ∘ (g vᵀ − g·out) / s = p ∘ ([g, −g·out] / s) [v, 1]ᵀ with p = exp(q kᵀ). Scores are
-    made chunk by chunk inside the cache, forward and again backward, and never kept.
+    made chunk by chunk inside the cache, forward and again backward (the same bits, or p and s would not fit), and
+    never kept. What all v of an example have in common is put aside meanwhile: rounded to bfloat16 it would hide what
+    they differ in.
     """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        v = F.pad(v, (0, 1), value=1.0)  # (N, F, d + 1)
+        mean = v.mean(1, keepdim=True)
+        v = F.pad(v - mean, (0, 1), value=1.0)  # (N, F, d + 1)
         sums = torch.empty_like(v)
         for part in _chunks(q):
             torch.bmm(_exponentials(q[part], k[part]), v[part], out=sums[part])
-        total = sums[..., -1:].float()
+        total = sums[..., -1:].to(torch.promote_types(q.dtype, torch.float32))
         out = sums[..., :-1] / total
         ctx.save_for_backward(q, k, v, out, total)
-        return out.to(q.dtype)
+        return (out + mean).to(q.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v, out, total = ctx.saved_tensors
-        g = gradient.float()
+        g = gradient.to(total.dtype)
         g = torch.cat([g, -(g * out).sum(-1, keepdim=True)], dim=2).div_(total).to(q.dtype)  # (N, F, d + 1)
-        to_v = g[..., :-1].contiguous()
-        to_q, to_k, of_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(to_v)
+        scaled = g[..., :-1].contiguous()
+        to_q, to_k, to_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(scaled)
         for part in _chunks(q):
             p = _exponentials(q[part], k[part])
-            torch.bmm(p.mT, to_v[part], out=of_v[part])
+            torch.bmm(p.mT, scaled[part], out=to_v[part])
             p *= torch.bmm(g[part], v[part].mT)
             torch.bmm(p, k[part], out=to_q[part])
             torch.bmm(p.mT, q[part], out=to_k[part])
-        return to_q, to_k, of_v
+        return to_q, to_k, to_v
 
 
 def _chunks(q: Tensor) -> list[slice]:
@@ -110,8 +113,9 @@ class _Interact(nn.Module):
 
     def forward(self, e: Float[Tensor, "B F D"]) -> Float[Tensor, "B F E"]:
         query, key, value, residual = linear(e, self.project.flatten(0, 1)).chunk(4, dim=-1)  # (B, F, E) each
+        width = self.project.shape[1] // self.num_heads
         q, k, v = (
-            x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2) for x in (query, key, value)
+            x.view(*x.shape[:2], self.num_heads, width).transpose(1, 2) for x in (query, key, value)
         )  # (B, H, F, d)
         combined = _attend(q, k, v)  # Eq. (5)-(6)
         return torch.relu(combined.transpose(1, 2).flatten(2) + residual)  # Eq. (7)-(8)

@@ -66,7 +66,7 @@ class _Bilinear(nn.Module):
         fields, dim = e.shape[1:]
         weight = self.weight.expand(fields - 1, dim, dim) if self.kind == "all" else self.weight
         side_by_side = weight.transpose(0, 1).flatten(1)  # (D, M·D)
-        if torch.compiler.is_exporting():  # chunks would fix the batch size of the graph
+        if e.device.type != "cpu" or torch.compiler.is_exporting():  # chunks fix the batch size of a graph
             left = [e[:, i] @ w for i, w in enumerate(torch.split(side_by_side, _widths(fields, side_by_side), dim=1))]
             turned = [x.view(-1, x.shape[1] // dim, dim) * e[:, i + 1 :] for i, x in enumerate(left)]
             return torch.cat(turned, dim=1)
@@ -91,7 +91,7 @@ class _Pairs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, e: Tensor, weight: Tensor) -> Tensor:
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled(e.device.type) else e.dtype
+        dtype = torch.get_autocast_dtype(e.device.type) if torch.is_autocast_enabled(e.device.type) else e.dtype
         e, weight = e.to(dtype), weight.to(dtype)
         ctx.save_for_backward(e, weight)
         size, fields, dim = e.shape
@@ -99,7 +99,7 @@ class _Pairs(torch.autograd.Function):
         widths = _widths(fields, weight)
         for part, rest in _chunks(e, out):
             for i, (w, p) in enumerate(_by_left(weight, rest, widths)):
-                turned = (part[:, i] @ w).view(len(part), -1, dim)  # (R, n or 1, D)
+                turned = (part[:, i] @ w).view(len(part), w.shape[1] // dim, dim)  # (R, n or 1, D)
                 torch.mul(turned, part[:, i + 1 :], out=p)
         return out
 
@@ -108,13 +108,14 @@ class _Pairs(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         e, weight = ctx.saved_tensors
         fields, dim = e.shape[1:]
-        to_e, to_weight = (torch.zeros_like(x, dtype=torch.float32) for x in (e, weight))  # sums of many
+        exact = torch.promote_types(e.dtype, torch.float32)
+        to_e, to_weight = (torch.zeros_like(x, dtype=exact) for x in (e, weight))  # sums of many
         widths = _widths(fields, weight)
-        for (part, rest), (to_part, _) in zip(_chunks(e, gradient.to(e.dtype)), _chunks(to_e, gradient), strict=True):
+        for part, rest, to_part in _chunks(e, gradient.to(e.dtype), to_e):
             of_weights = torch.split(to_weight, widths, dim=1)
             for i, (w, g) in enumerate(_by_left(weight, rest, widths)):
                 left, right = part[:, i], part[:, i + 1 :]
-                to_part[:, i + 1 :] += g * (left @ w).view(len(part), -1, dim)
+                to_part[:, i + 1 :] += g * (left @ w).view(len(part), w.shape[1] // dim, dim)
                 back = g * right  # (R, n, D)
                 back = back.flatten(1) if w.shape[1] == back.shape[1] * dim else back.sum(1)
                 of_weights[i].add_(left.T @ back)

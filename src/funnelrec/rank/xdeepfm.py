@@ -43,7 +43,7 @@ class _Compress(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, e: Tensor, weight: Tensor) -> Tensor:
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled(x.device.type) else x.dtype
+        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         x, e, weight = x.to(dtype), e.to(dtype), weight.to(dtype)
         ctx.save_for_backward(x, e, weight)
         chunks = zip(*(torch.split(t, _rows(weight)) for t in (x, e)), strict=True)
