@@ -88,7 +88,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "popularity": Setting(),
         "item_cf": Setting(),
         "youtube_dnn": Setting("hidden=(128,)", 99, lr=1e-2, temperature=0.1),
-        "gru4rec": Setting("dropout=0.2, embedding_dropout=0.2", 20, batch=128, every=True),
+        "gru4rec": Setting("dropout=0.2, embedding_dropout=0.2", 60, batch=128, every=True),
         "sasrec": Setting("dropout=0.2", 20, batch=128, every=True),
         "mind": Setting("", 99, lr=1e-2, temperature=0.1),
         "comirec_dr": Setting("", 99, lr=1e-2, temperature=0.1),

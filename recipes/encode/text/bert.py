@@ -25,6 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -146,55 +147,76 @@ def pretrain(args: argparse.Namespace, tokens: Tokens, texts: Sequence[str]) -> 
     return model, figures
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """How a network is taught: its rate, and how often it goes over as much as all that is labelled."""
+
+    lr: float
+    epochs: int
+
+    def __str__(self) -> str:
+        return f"{self.lr:g}, {self.epochs} epochs"
+
+
 def tuned(
-    args: argparse.Namespace, tokens: Tokens, begin: Bert | None, task: Task, test: int, lr: float, seed: int
+    args: argparse.Namespace, tokens: Tokens, begin: Bert | None, task: Task, labelled: int, test: int, how: Tuning,
+    seed: int,
 ) -> Tensor:  # fmt: skip
-    """Train a network for classes on the other folds; whether each text of fold `test` is told rightly."""
+    """Train a network on `labelled` texts of the other folds; whether each text of fold `test` is told rightly."""
     torch.manual_seed(seed)
     model = network(args, tokens, dropout=0.1, classes=task.classes)
     if begin is not None:
         load_weights(model, {**weights_of(model), **weights_of(begin)})
+    others = (task.folds != test).nonzero().squeeze(1)
+    mixed = others[torch.randperm(len(others), generator=torch.Generator().manual_seed(0))]
+    train = torch.zeros(len(task.texts), dtype=torch.bool).index_fill_(0, mixed[:labelled], True)
     parts = {}
-    for name, chosen in (("train", task.folds != test), ("test", task.folds == test)):
+    for name, chosen in (("train", train), ("test", task.folds == test)):
         own = task.among(chosen)
         part = TextExamples(tokens, wrapped(own.texts), own.labels, max_len=args.length)
         parts[name] = TokenBatches(part, 1536, part.lengths.unsqueeze(1), shuffle=name == "train", seed=seed)
-    classifier, steps = TextClassifier(model), args.epochs * len(parts["train"])
+    epochs = round(how.epochs * len(others) / int(train.sum()))  # the same number of steps, however few are labelled
+    classifier, steps = TextClassifier(model), epochs * len(parts["train"])
     fit(
-        classifier, parts["train"], CrossEntropy(), epochs=args.epochs, lr=lr, weight_decay=0.01, clip_norm=1.0,
+        classifier, parts["train"], CrossEntropy(), epochs=epochs, lr=how.lr, weight_decay=0.01, clip_norm=1.0,
         schedule=Cosine(steps, warmup=steps // 10), seed=seed, bf16=True, progress=False,
     )  # fmt: skip
     with torch.no_grad():
         return torch.cat([classifier(batch).argmax(1) == batch.label for batch in parts["test"].epoch(0)])
 
 
-def compare(args: argparse.Namespace, tokens: Tokens, pretrained: Bert, task: Task) -> dict[str, Any]:
-    """Accuracy with and without what was learnt, each at its best rate, and the interval of the difference."""
+def compare(args: argparse.Namespace, tokens: Tokens, pretrained: Bert, task: Task, labelled: int) -> dict[str, Any]:
+    """Accuracy with and without what was learnt, each taught as suits it best, and the interval of the difference."""
     networks = {"pretrained": pretrained, "scratch": None}
     others = task.among(task.folds != 0)
-    best: dict[str, float] = {}
-    tried: dict[str, dict[float, float]] = {}
+    best: dict[str, Tuning] = {}
+    tried: dict[str, dict[str, float]] = {}
     for name, begin in networks.items():
-        found = {lr: float(tuned(args, tokens, begin, others, 1, lr, 0).double().mean()) for lr in args.lrs}
-        tried[name], best[name] = found, max(found, key=lambda lr: found[lr])
-        say(network=name, accuracy_of_rates=found)
+        found = {
+            how: float(tuned(args, tokens, begin, others, labelled, 1, how, 0).double().mean())
+            for how in (Tuning(lr, epochs) for lr, epochs in product(args.lrs, args.epochs))
+        }
+        best[name] = max(found, key=lambda how: found[how])
+        tried[name] = {str(how): round(accuracy, 4) for how, accuracy in found.items()}
+        say(labelled=labelled, network=name, tried=tried[name])
     right: dict[str, dict[int, list[Tensor]]] = {name: {} for name in networks}
     for test, seed in task.trials:
         accuracy = {}
         for name, begin in networks.items():
-            told = tuned(args, tokens, begin, task, test, best[name], seed).double()
+            told = tuned(args, tokens, begin, task, labelled, test, best[name], seed).double()
             right[name].setdefault(test, []).append(told)
             accuracy[name] = round(float(told.mean()), 4)
-        say(fold=test, seed=seed, **accuracy)
+        say(labelled=labelled, fold=test, seed=seed, **accuracy)
     # a text's figure is its mean over the seeds that were tested on it
     together = {name: torch.cat([torch.stack(f).mean(0) for f in of.values()]).numpy() for name, of in right.items()}
     difference = paired_test(together["pretrained"], together["scratch"])
     trials = {name: [float(told.mean()) for f in of.values() for told in f] for name, of in right.items()}
     return {
+        "labelled": labelled,
         **{name: round(float(values.mean()), 4) for name, values in together.items()},
-        **{f"{name}_lr": lr for name, lr in best.items()},
+        **{f"{name}_taught": str(how) for name, how in best.items()},
         **{f"{name}_spread_of_trials": round(statistics.stdev(values), 4) for name, values in trials.items()},
-        "accuracy_of_rates": tried,
+        "tried": tried,
         "texts": len(together["scratch"]),
         "difference": str(difference),
     }
@@ -208,8 +230,9 @@ NEWS = {
     "batch": 128,
     "share": 0.3,
     "warmup": 300,
-    "epochs": 5,
-    "lrs": [2e-3, 1e-3, 7e-4, 5e-4],
+    "epochs": [1, 4],
+    "lrs": [1e-3, 5e-4],
+    "labelled": [4000, 100_000],
 }
 REVIEWS = {
     "size": 4000,
@@ -218,8 +241,9 @@ REVIEWS = {
     "batch": 32,
     "share": 0.3,
     "warmup": 500,
-    "epochs": 3,
+    "epochs": [3],
     "lrs": [1e-3, 5e-4, 3e-4],
+    "labelled": [100_000],
 }
 
 
@@ -240,8 +264,9 @@ def main() -> None:
     parser.add_argument("--share", type=float, help="of the tokens that are hidden in training")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--warmup", type=int, help="steps")
-    parser.add_argument("--epochs", type=int, help="of fine-tuning")
-    parser.add_argument("--lrs", type=float, nargs="+", help="rates of fine-tuning to choose from, the same for both")
+    parser.add_argument("--epochs", type=int, nargs="+", help="of fine-tuning, to choose from; the same for both")
+    parser.add_argument("--lrs", type=float, nargs="+", help="rates of fine-tuning, likewise")
+    parser.add_argument("--labelled", type=int, nargs="+", help="labelled texts to learn from, at most")
     parser.add_argument("--out", type=Path, required=True, help="where vocabulary, weights and figures go")
     source = parser.parse_known_args()[0].source
     if not source.exists():
@@ -261,9 +286,9 @@ def main() -> None:
     model, figures = pretrain(args, tokens, texts)
     say(**figures)
     save_file(weights_of(model), args.out / "weights.safetensors")
-    figures |= compare(args, tokens, model, task)
-    (args.out / "result.json").write_text(json.dumps(figures) + "\n", encoding="utf-8")
-    say(**figures)
+    told = [compare(args, tokens, model, task, labelled) for labelled in args.labelled]
+    (args.out / "result.json").write_text(json.dumps({**figures, "told": told}) + "\n", encoding="utf-8")
+    say(told=told)
 
 
 if __name__ == "__main__":
