@@ -58,6 +58,14 @@ class _Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "T D"], packed: Packed) -> Float[Tensor, "T D"]:
         attended = packed.attend(self.query(x), self.key(x), self.value(x), self.num_heads, causal=False)
+        return self._feed(x, attended)
+
+    def newest(self, x: Float[Tensor, "T D"], packed: Packed) -> Float[Tensor, "N D"]:
+        """`forward` at the newest slots alone."""
+        own = packed.newest_of(x)
+        return self._feed(own, packed.attend_newest(self.query(own), self.key(x), self.value(x), self.num_heads))
+
+    def _feed(self, x: Tensor, attended: Tensor) -> Tensor:
         x = self.attention_norm(x + self.dropout(self.out(attended)))  # Eq. (4)
         y: Tensor = self.forward_norm(x + self.dropout(self.outer(F.gelu(self.inner(x)))))  # Eq. (3)-(4)
         return y
@@ -87,6 +95,8 @@ class BERT4Rec(nn.Module):
             raise ValueError(f"num_heads must divide embedding_dim, received {num_heads} and {embedding_dim}")
         if not 0 < mask_share < 1:
             raise ValueError(f"mask_share must lie between 0 and 1, received {mask_share}")
+        if num_layers < 1:
+            raise ValueError(f"num_layers must be at least 1, received {num_layers}")
         if max_len < 2:
             raise ValueError(f"max_len must be at least 2, an item and the hidden slot, received {max_len}")
         self.spec = spec
@@ -115,8 +125,9 @@ class BERT4Rec(nn.Module):
     def encode_users(self, batch: Batch) -> tuple[Float[Tensor, "B 1 D"], Bool[Tensor, "B 1"]]:
         """The vector of a hidden slot behind the newest item. Not valid: no item of the history is known."""
         history, mask = newest_items(batch, self.max_len - 1)
-        states, packed = self._encode(F.pad(history, (0, 1), value=self.hidden_row), F.pad(mask, (0, 1), value=True))
-        return self._head(packed.newest(states)).unsqueeze(1), any_known(history, mask).unsqueeze(1)
+        slots, real = F.pad(history, (0, 1), value=self.hidden_row), F.pad(mask, (0, 1), value=True)
+        states, packed = self._encode(slots, real, newest=True)
+        return self._head(packed.by_example(states)).unsqueeze(1), any_known(history, mask).unsqueeze(1)
 
     def encode_positions(self, batch: Batch) -> Float[Tensor, "B L D"]:
         """The vector of each slot; of use where the history holds `hidden_row`. L may not exceed `max_len`."""
@@ -169,7 +180,8 @@ class BERT4Rec(nn.Module):
         alone = torch.rand(len(items), 1, device=items.device) < NEWEST_ALONE
         return torch.where(alone, newest, scattered)
 
-    def _encode(self, history: Tensor, mask: Tensor) -> tuple[Tensor, Packed]:
+    def _encode(self, history: Tensor, mask: Tensor, *, newest: bool = False) -> tuple[Tensor, Packed]:
+        """The states [T, D] of all slots, or those [N, D] of the newest ones, for which the last block is shorter."""
         packed = pack(mask)
         rows = history[packed.example, packed.column]  # (T,)
         hidden = rows == self.hidden_row
@@ -177,7 +189,8 @@ class BERT4Rec(nn.Module):
         x = x + self.positions[history.shape[1] - 1 - packed.column]
         x = self.dropout(self.norm(x))
         for block in self.blocks:
-            x = block(x, packed)
+            assert isinstance(block, _Block)
+            x = block.newest(x, packed) if newest and block is self.blocks[-1] else block(x, packed)
         return x, packed
 
     def _head(self, states: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:

@@ -53,9 +53,16 @@ class _Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "T D"], packed: Packed) -> Float[Tensor, "T D"]:
         query = self.attention_norm(x)
-        attended = query + packed.attend(
-            self.query(query), self.key(x), self.value(x), self.num_heads, causal=True
-        )  # Eq. (2)-(3)
+        attended = packed.attend(self.query(query), self.key(x), self.value(x), self.num_heads, causal=True)
+        return self._feed(query + attended)  # Eq. (2)-(3)
+
+    def newest(self, x: Float[Tensor, "T D"], packed: Packed) -> Float[Tensor, "N D"]:
+        """`forward` at the newest items alone."""
+        query = self.attention_norm(packed.newest_of(x))
+        attended = packed.attend_newest(self.query(query), self.key(x), self.value(x), self.num_heads)
+        return self._feed(query + attended)
+
+    def _feed(self, attended: Tensor) -> Tensor:
         y = self.forward_norm(attended)
         out: Tensor = y + self.dropout(self.outer(self.dropout(torch.relu(self.inner(y)))))  # Eq. (4)
         return out
@@ -84,6 +91,8 @@ class SASRec(nn.Module):
         super().__init__()
         if embedding_dim % num_heads:
             raise ValueError(f"num_heads must divide embedding_dim, received {num_heads} and {embedding_dim}")
+        if num_layers < 1:
+            raise ValueError(f"num_layers must be at least 1, received {num_layers}")
         self.spec = spec
         self.max_len = max_len
         self.items = item_table(spec, embedding_dim, std=0.02, owner="SASRec")
@@ -108,8 +117,8 @@ class SASRec(nn.Module):
     def encode_users(self, batch: Batch) -> tuple[Float[Tensor, "B 1 D"], Bool[Tensor, "B 1"]]:
         """The state after the newest item. Not valid: no item of the history is known."""
         history, mask = newest_items(batch, self.max_len)
-        states, packed = self._encode(history, mask)
-        return packed.newest(states).unsqueeze(1), any_known(history, mask).unsqueeze(1)  # (B, 1, D), (B, 1)
+        states, packed = self._encode(history, mask, newest=True)
+        return packed.by_example(states).unsqueeze(1), any_known(history, mask).unsqueeze(1)  # (B, 1, D), (B, 1)
 
     def encode_positions(self, batch: Batch) -> Float[Tensor, "B L D"]:
         """The state after each item of the history, zero at padding. L may not exceed `max_len`."""
@@ -130,10 +139,12 @@ class SASRec(nn.Module):
         """The only vector there is."""
         return interests[:, 0]
 
-    def _encode(self, history: Tensor, mask: Tensor) -> tuple[Tensor, Packed]:
+    def _encode(self, history: Tensor, mask: Tensor, *, newest: bool = False) -> tuple[Tensor, Packed]:
+        """The states [T, D] of all items, or those [N, D] of the newest ones, for which the last block is shorter."""
         packed = pack(mask & (history != PADDING))
         x = self.items(history[packed.example, packed.column]) * self.items.dim**0.5  # (T, D)
         x = self.dropout(x + self.positions[history.shape[1] - 1 - packed.column])  # Eq. (1)
-        for block in self.blocks:
-            x = block(x, packed)  # Eq. (5)-(6)
+        for block in self.blocks:  # Eq. (5)-(6)
+            assert isinstance(block, _Block)
+            x = block.newest(x, packed) if newest and block is self.blocks[-1] else block(x, packed)
         return self.norm(x), packed

@@ -47,13 +47,29 @@ def test_attention_within_each_example(causal: bool, heads: int, exporting: bool
         assert not got[row, ~mask[row]].any()
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.usefixtures("exporting")
+def test_attention_of_the_newest_alone(causal: bool, heads: int) -> None:
+    """The same as everybody's attention, read at the newest items; and its gradient is a number everywhere."""
+    x, mask = some()
+    packed = pack(mask)
+    items = x[packed.example, packed.column].requires_grad_()
+    expected = packed.by_example(packed.newest_of(packed.attend(items, 2 * items, items, heads, causal=causal)))
+    found = packed.by_example(packed.attend_newest(packed.newest_of(items), 2 * items, items, heads))
+    torch.testing.assert_close(found, expected)
+    assert not found[~mask.any(1)].any()
+    gradient = torch.autograd.grad(found.square().sum(), items)[0]
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.square().sum(), items)[0])
+
+
 @pytest.mark.usefixtures("exporting")
 def test_there_and_back_and_the_newest() -> None:
     x, mask = some()
     packed = pack(mask)
     items = x[packed.example, packed.column]
     torch.testing.assert_close(packed.grid(items), x.masked_fill(~mask.unsqueeze(2), 0.0))
-    newest = packed.newest(items)
+    newest = packed.by_example(packed.newest_of(items))
     for row in range(20):
         expected = x[row, mask[row]][-1] if mask[row].any() else torch.zeros(8)
         torch.testing.assert_close(newest[row], expected)

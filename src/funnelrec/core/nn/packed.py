@@ -23,6 +23,7 @@ GROUPS = 8  #: groups of similar length that attention works on one after the ot
 class _Group:
     """Examples of similar length, next to one another in the packed order; padded to `longest` for attention."""
 
+    first: int  # place of its first example in the packed order
     lengths: Tensor  # int64 [b]
     longest: int
     slots: Tensor  # int64 [t]: where each item stands in the flattened [b, longest]
@@ -41,7 +42,8 @@ class _Group:
         """Which keys are items; None where all are."""
         if self.even:
             return None
-        real = torch.arange(self.longest, device=self.lengths.device) < self.lengths.unsqueeze(1)
+        # an example without items looks at one slot of zeros: a softmax over nothing would not be a number
+        real = torch.arange(self.longest, device=self.lengths.device) < self.lengths.clamp(min=1).unsqueeze(1)
         return real[:, None, None, :]
 
 
@@ -67,9 +69,9 @@ class Packed:
             start, stop, longest = ends[first], ends[last], lengths[last - 1]
             if stop > start:
                 slots = (row[start:stop] - first) * longest + rank[start:stop]
-                self._groups.append(_Group(counts[first:last], longest, slots, lengths[first] == longest))
+                self._groups.append(_Group(first, counts[first:last], longest, slots, lengths[first] == longest))
         final = rank == counts[row] - 1
-        self._newest, self._owner = final.nonzero().squeeze(1), self.example[final]
+        self._newest, self._owner, self._order = final.nonzero().squeeze(1), self.example[final], row[final]
 
     def attend(
         self,
@@ -93,9 +95,27 @@ class Packed:
             out.append(group.collect(attended))
         return torch.cat(out) if out else query
 
-    def newest(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "B D"]:
-        """What stands at the newest item of each example; zero for one without items."""
-        return x.new_zeros(self.shape[0], x.shape[1]).index_copy(0, self._owner, x.index_select(0, self._newest))
+    def attend_newest(
+        self, query: Float[Tensor, "N D"], key: Float[Tensor, "T D"], value: Float[Tensor, "T D"], num_heads: int
+    ) -> Float[Tensor, "N D"]:
+        """What `attend` gives at the newest item of each example that has one; `query` as `newest_of` gives it."""
+        queries = query.new_zeros(self.shape[0], query.shape[1]).index_copy(0, self._order, query)  # (B, D)
+        out = torch.zeros_like(queries)
+        sizes = [len(group.slots) for group in self._groups]
+        for group, *parts in zip(self._groups, *(torch.split(x, sizes) for x in (key, value)), strict=True):
+            k, v = (group.spread(x, num_heads) for x in parts)  # (b, H, l, D / H)
+            own = slice(group.first, group.first + len(group.lengths))
+            q = queries[own].view(len(group.lengths), 1, num_heads, -1).transpose(1, 2)  # (b, H, 1, D / H)
+            out[own] = F.scaled_dot_product_attention(q, k, v, attn_mask=group.keys()).flatten(1)
+        return out.index_select(0, self._order)
+
+    def newest_of(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "N D"]:
+        """What stands at the newest item of each example that has one."""
+        return x.index_select(0, self._newest)
+
+    def by_example(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "B D"]:
+        """What `newest_of` and `attend_newest` give, in the order of the batch; zero for an example without items."""
+        return x.new_zeros(self.shape[0], x.shape[1]).index_copy(0, self._owner, x)
 
     def grid(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "B L D"]:
         """Each item back in its place, zero at padding."""
@@ -131,11 +151,24 @@ class _Whole(Packed):
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed.unsqueeze(1))
         return attended.transpose(1, 2).reshape(count * length, -1)
 
-    def newest(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "B D"]:
-        length = self.shape[1]
+    def attend_newest(
+        self, query: Float[Tensor, "N D"], key: Float[Tensor, "T D"], value: Float[Tensor, "T D"], num_heads: int
+    ) -> Float[Tensor, "N D"]:
+        count, length = self.shape
+        k, v = (x.view(count, length, num_heads, -1).transpose(1, 2) for x in (key, value))  # (B, H, L, D / H)
+        q = query.view(count, 1, num_heads, -1).transpose(1, 2)  # (B, H, 1, D / H)
+        nothing = ~self.mask.any(1, keepdim=True)  # it has to look somewhere
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=(self.mask | nothing)[:, None, None, :])
+        return attended.flatten(1)
+
+    def newest_of(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "N D"]:
+        count, length = self.shape
         last = (self.mask * torch.arange(1, length + 1, device=x.device)).argmax(1)  # (B,)
-        states = self.grid(x).gather(1, last.view(-1, 1, 1).expand(-1, -1, x.shape[1]))
+        states = x.view(count, length, -1).gather(1, last.view(-1, 1, 1).expand(-1, -1, x.shape[1]))
         return states.squeeze(1)
+
+    def by_example(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "B D"]:
+        return x * self.mask.any(1, keepdim=True)
 
     def grid(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "B L D"]:
         count, length = self.shape
