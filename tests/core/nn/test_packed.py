@@ -79,7 +79,8 @@ def test_nothing_at_all() -> None:
     packed = Packed(torch.zeros(3, 4, dtype=torch.bool))
     nothing = torch.zeros(0, 8, requires_grad=True)
     assert packed.attend(nothing, nothing, nothing, 2, causal=False).shape == (0, 8)
-    assert not packed.newest(nothing).any()
+    assert not packed.by_example(packed.newest_of(nothing)).any()
+    assert not packed.attend_newest(packed.newest_of(nothing), nothing, nothing, 1).any()
     assert packed.grid(nothing).shape == (3, 4, 8)
 
 
