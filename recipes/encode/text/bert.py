@@ -11,7 +11,7 @@ Expected: news, ITEMS_LINE
 
 Of five folds of what is labelled, fold 1 chooses each network's rate, by training on folds 2 to 4. News: fold 0 tests,
 whose titles were not read either, with three seeds of fine-tuning. MR: folds 0, 2, 3 and 4 test in turn, of which the
-choice of the rate has seen the last three.
+choice of the rate has seen the last three. A finished reading (in FOLDER) is not repeated.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from funnelrec.data.batches import Batches
@@ -230,7 +230,7 @@ NEWS = {
     "batch": 128,
     "share": 0.3,
     "warmup": 300,
-    "epochs": [1, 4],
+    "epochs": [1, 5],
     "lrs": [1e-3, 5e-4],
     "labelled": [4000, 100_000],
 }
@@ -248,7 +248,7 @@ REVIEWS = {
 
 
 def main() -> None:
-    """Learn the vocabulary, train, tune, and write the figures as JSON."""
+    """Learn the vocabulary, read, compare, and write the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="table of news, or folder of reviews")
     parser.add_argument("--mr", type=Path, help="folder of MR, for the reviews")
@@ -279,16 +279,25 @@ def main() -> None:
     task = news(args.source) if of_news else opinions(args.mr)
     texts = task.among(task.folds != 0).texts if of_news else reviews(args.source)
     args.out.mkdir(parents=True, exist_ok=True)
-    tokens = Tokens.learn(
-        texts[500 : 500 + args.lexicon], kind="wordpiece", size=args.size, min_count=2, special=SPECIAL
-    )
-    tokens.save(args.out / "tokens.json")
-    model, figures = pretrain(args, tokens, texts)
+    words, weights, read = (args.out / name for name in ("tokens.json", "weights.safetensors", "reading.json"))
+    if read.exists():  # a finished reading is not repeated
+        tokens, figures = Tokens.open(words), json.loads(read.read_text(encoding="utf-8"))
+        model = network(args, tokens, dropout=0.0)
+        load_weights(model, load_file(weights))
+    else:
+        tokens = Tokens.learn(
+            texts[500 : 500 + args.lexicon], kind="wordpiece", size=args.size, min_count=2, special=SPECIAL
+        )
+        tokens.save(words)
+        model, figures = pretrain(args, tokens, texts)
+        save_file(weights_of(model), weights)
+        read.write_text(json.dumps(figures) + "\n", encoding="utf-8")
     say(**figures)
-    save_file(weights_of(model), args.out / "weights.safetensors")
-    told = [compare(args, tokens, model, task, labelled) for labelled in args.labelled]
+    told = []
+    for labelled in args.labelled:
+        told.append(compare(args, tokens, model, task, labelled))
+        say(**told[-1])
     (args.out / "result.json").write_text(json.dumps({**figures, "told": told}) + "\n", encoding="utf-8")
-    say(told=told)
 
 
 if __name__ == "__main__":
