@@ -4,7 +4,7 @@ Run:      python recipes/encode/text/bert.py TEXTS --out FOLDER
           TEXTS: the table of MIND's news (id, category, title), whose titles are read and then put in their category;
           or the folder of IMDB's reviews, which are read, with --mr FOLDER_OF_MR whose sentences are judged
 Hardware: 1 CPU core, 2 GB
-Expected: news, 11 minutes of processor time to read, 25 to compare; .317 of the hidden tokens of other titles are right,
+Expected: news, 11 minutes of processor time to read, 25 to compare; .317 of the hidden tokens of other titles right,
           the most frequent piece everywhere .015; with 4,000 labels .585 fine-tuned and .514 from scratch, +.072
           [.065, .078]; with all labels .695 and .690, +.005 [−.000, .009]
           Reviews, 18 minutes of processor time to read, 7 to compare; .331 of the hidden tokens of held-out reviews are
