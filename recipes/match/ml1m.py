@@ -137,24 +137,23 @@ class SideBySide(nn.Module):
 
 
 def setting_of(split: str, name: str) -> Setting:
+    """How a model is trained under one of the two protocols."""
     return SETTINGS[name] if split == "legacy" else BY_TIME.get(name, SETTINGS[name])
 
 
 def together(data: Dataset, split: str, seed: int, out: Path) -> tuple[Any, dict[str, Any]]:
     """The best weights of both parts (a finished training is only read), joined as the validation part likes best."""
-    names = TOGETHER.split("+")
-    settings = [setting_of(split, name) for name in names]
-    models, rows = [], []
-    for name, setting in zip(names, settings, strict=True):
+    models, minutes = [], 0.0
+    for name in TOGETHER.split("+"):
         work = out / f"work-{split}-{name}-{seed}"
-        models.append(run(data, setting, seed, work, progress=sys.stderr.isatty())[0])
+        model, row = run(data, setting_of(split, name), seed, work, progress=sys.stderr.isatty())
         file = out / f"{split}.{name}.{seed}.json"
-        rows.append(json.loads(file.read_text(encoding="utf-8")) if file.exists() else {})
+        models.append(model)
+        minutes += (json.loads(file.read_text(encoding="utf-8")) if file.exists() else row)["minutes"]
     length = max(model.max_len for model in models)
     found = {w: validation_metrics(SideBySide(models, (1.0, w)), data, length)["ndcg@10"] for w in SECOND}
     best = max(found, key=lambda w: found[w])
-    minutes = round(sum(row.get("minutes", 0.0) for row in rows), 1)
-    return SideBySide(models, (1.0, best)), {"valid_ndcg@10": found[best], "weight": best, "minutes": minutes}
+    return SideBySide(models, (1.0, best)), {"valid_ndcg@10": found[best], "weight": best, "minutes": round(minutes, 1)}
 
 
 def run(data: Dataset, setting: Setting, seed: int, work: Path, *, progress: bool) -> tuple[Any, dict[str, Any]]:

@@ -6,7 +6,7 @@ Idea:  guess a hidden item from those on both sides of it; at serving, hide an i
 
 Eq. (1)-(2)  softmax(Q Kᵀ/√d) V, heads joined         core.nn.packed.Packed.attend, _Block.out
 Eq. (3)      FFN(x) = GELU(x W1 + b1) W2 + b2          _Block
-Eq. (4)      LN(x + dropout(sublayer(x)))              _Block.forward
+Eq. (4)      LN(x + dropout(sublayer(x)))              _Block._feed
 Sec. 3.4     h⁰ = v + p                                BERT4Rec._encode
 Eq. (7)      ⟨GELU(h W + b), e⟩                        BERT4Rec._head with encode_items
 Sec. 3.6     Cloze: hide a share ρ, guess it           BERT4Rec.training_input; Eq. (8) is the loss over what it hides

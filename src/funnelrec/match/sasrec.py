@@ -5,8 +5,8 @@ Idea:  every position of a history predicts the item that comes next, and may lo
 
 Eq. (1)     Ê = √d M[s] + P                      SASRec._encode
 Eq. (2)     softmax(Q Kᵀ/√d) V                   core.nn.packed.Packed.attend
-Eq. (3)     S = SA(Ê): Q, K, V are projections   _Block.forward
-Eq. (4)     FFN(s) = ReLU(s W1 + b1) W2 + b2     _Block.forward
+Eq. (3)     S = SA(Ê): Q, K, V are projections   _Block.forward, newest
+Eq. (4)     FFN(s) = ReLU(s W1 + b1) W2 + b2     _Block._feed
 Eq. (5)-(6) blocks on blocks                     SASRec._encode
 Eq. (7)     r_{i,t} = ⟨F_t, M_i⟩                 encode_positions / encode_users with encode_items
 Differs:
@@ -15,6 +15,7 @@ Differs:
 - Positions are counted from the newest slot, so that longer padding changes nothing.
 - The weights of attention are not dropped out; activations are. Only real items are computed (padding is left out and
   not masked), so a step costs what its items cost.
+- A user's vector asks for the last block at the newest item alone (`newest`).
 - Keys have no bias: it adds the same to all scores of a query, which the softmax cannot see.
 - M and P start at N(0, 0.02²), the unknown item (row 1) at zero; linear maps Xavier-uniform.
 - The loss belongs to learn/losses.py: the paper's binary cross-entropy, or the full softmax, which does much better.

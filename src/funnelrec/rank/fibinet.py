@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
 from funnelrec.core.nn.embedding import FieldEmbedding
-from funnelrec.core.nn.linear import Linear
+from funnelrec.core.nn.linear import Linear, to_autocast
 from funnelrec.core.nn.mlp import MLP
 from funnelrec.core.schema import Spec
 
@@ -91,8 +91,7 @@ class _Pairs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, e: Tensor, weight: Tensor) -> Tensor:
-        dtype = torch.get_autocast_dtype(e.device.type) if torch.is_autocast_enabled(e.device.type) else e.dtype
-        e, weight = e.to(dtype), weight.to(dtype)
+        e, weight = to_autocast(e), to_autocast(weight)
         ctx.save_for_backward(e, weight)
         size, fields, dim = e.shape
         out = e.new_empty(size, fields * (fields - 1) // 2, dim)

@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
 from funnelrec.core.nn.embedding import FieldEmbedding
-from funnelrec.core.nn.linear import linear, product
+from funnelrec.core.nn.linear import linear, product, to_autocast
 from funnelrec.core.nn.mlp import MLP
 from funnelrec.core.schema import Spec
 
@@ -43,8 +43,7 @@ class _Compress(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, e: Tensor, weight: Tensor) -> Tensor:
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        x, e, weight = x.to(dtype), e.to(dtype), weight.to(dtype)
+        x, e, weight = (to_autocast(t) for t in (x, e, weight))
         ctx.save_for_backward(x, e, weight)
         chunks = zip(*(torch.split(t, _rows(weight)) for t in (x, e)), strict=True)
         return torch.cat([product(_products(a, b), weight) for a, b in chunks])

@@ -17,10 +17,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-__all__ = ["Linear", "linear", "product"]
+__all__ = ["Linear", "linear", "product", "to_autocast"]
 
 LARGE = 2**24  #: multiplications from which oneDNN is faster even for a shape that it meets for the first time
 FEW = 4  #: rows below which reading W is all the work
+
+
+def to_autocast(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """`x` in the type that autocast computes in, `x` itself outside of it."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 @cache

@@ -28,7 +28,6 @@ __all__ = [
     "causal_bias",
     "padding_bias",
     "sinusoidal_positions",
-    "stream",
 ]
 
 HIDDEN = -1e30  #: a score that no softmax sees; finite, so that nothing becomes NaN where all are such
@@ -83,12 +82,6 @@ class Attention(MultiHeadAttention):
                 found = scores.softmax(3) @ values
         joined: Tensor = self.out(found.transpose(1, 2).flatten(2))  # (B, Q, D)
         return joined
-
-
-def stream(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """`x` in the type that autocast computes in, so that blocks need not change types back and forth."""
-    device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 def padding_bias(mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B 1 1 L"] | None:

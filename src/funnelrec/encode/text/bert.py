@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
 from funnelrec.core.nn.dropout import Dropout
-from funnelrec.core.nn.linear import Linear, linear
-from funnelrec.core.nn.transformer import EncoderBlock, padding_bias, stream
+from funnelrec.core.nn.linear import Linear, linear, to_autocast
+from funnelrec.core.nn.transformer import EncoderBlock, padding_bias
 from funnelrec.core.shapes import PADDING
 
 __all__ = ["Bert"]
@@ -103,7 +103,7 @@ class Bert(nn.Module):
             )
         of_segment = self.segments.weight[0] if segment is None else self.segments(segment)
         x = self.words(content) + self.positions.weight[:length] + of_segment
-        x = self.dropout(stream(self.norm(x)))  # Eq. (1)
+        x = self.dropout(to_autocast(self.norm(x)))  # Eq. (1); blocks need not change types
         bias = padding_bias(content != PADDING)
         for block in self.blocks:
             x = block(x, bias)  # Eq. (2)

@@ -28,14 +28,13 @@ from torch import Tensor, nn
 from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
 from funnelrec.core.nn.dropout import Dropout
-from funnelrec.core.nn.linear import Linear
+from funnelrec.core.nn.linear import Linear, to_autocast
 from funnelrec.core.nn.transformer import (
     DecoderBlock,
     EncoderBlock,
     causal_bias,
     padding_bias,
     sinusoidal_positions,
-    stream,
 )
 from funnelrec.core.shapes import PADDING
 
@@ -163,5 +162,5 @@ class Transformer(nn.Module):
         if last > self.max_len:
             raise ValueError(f"a text of {last} tokens exceeds max_len={self.max_len}; cut it or build a longer model")
         positions = self.get_buffer("positions")[first:last]
-        embedded: Tensor = self.dropout(stream(table(rows) * self.dim**0.5 + positions))
+        embedded: Tensor = self.dropout(to_autocast(table(rows) * self.dim**0.5 + positions))
         return embedded
