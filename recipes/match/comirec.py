@@ -106,7 +106,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {
         "mind": Setting("", 15, lr=1e-2, temperature=0.1),
         "comirec_dr": Setting("", 15, lr=1e-2, temperature=0.1),
         "comirec_sa": Setting("", 15, lr=1e-2),
-        "mgnm": Setting("num_layers=1", 6, lr=1e-2, temperature=0.1),
+        "mgnm": Setting("num_layers=1", 48, lr=1e-2, temperature=0.1),
     },
 }
 

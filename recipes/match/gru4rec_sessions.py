@@ -62,8 +62,11 @@ def held_out(data: Dataset) -> Histories:
     return Histories.build(person, item, moment, data.histories.num_users)
 
 
-def train(data: Dataset, setting: Setting, *, epochs: int, seed: int = 0, bf16: bool = True) -> GRU4Rec:
-    """A model with the weights after `epochs`; `bf16`: matrix products in bfloat16."""
+def train(
+    data: Dataset, setting: Setting, *, epochs: int, seed: int = 0, bf16: bool = True, item_std: float | None = None
+) -> GRU4Rec:
+    """A model with the weights after `epochs`; `bf16`: matrix products in bfloat16; `item_std`: items start at
+    N(0, item_std²), else as the model has it."""
     torch.manual_seed(seed)
     model = GRU4Rec(
         data.spec,
@@ -72,6 +75,9 @@ def train(data: Dataset, setting: Setting, *, epochs: int, seed: int = 0, bf16: 
         embedding_dropout=setting.embedding_dropout,
         item_bias=True,
     )
+    if item_std is not None:
+        with torch.no_grad():
+            model.items.weight.mul_(item_std / model.items.std)
     counts = torch.from_numpy(data.train_item_counts).long()
     loss = (
         SharedSoftmax(setting.negatives, counts, setting.alpha, log_q=setting.log_q)

@@ -17,7 +17,7 @@ from funnelrec.data.batches import Batches
 from funnelrec.data.histories import Histories
 from funnelrec.data.lanes import SessionParallel
 from funnelrec.learn.fit import TrainingInterrupted, fit
-from funnelrec.learn.lanes import Lanes, SharedBPRMax, SharedSoftmax
+from funnelrec.learn.lanes import Lanes, SharedBPRMax, SharedSoftmax, _bpr_max
 from funnelrec.match.gru4rec import GRU4Rec
 
 ITEMS = 30
@@ -136,6 +136,26 @@ def test_losses_are_those_of_the_paper(loss: SharedSoftmax | SharedBPRMax, slow:
     torch.testing.assert_close(value, expected)
     for name, parameter in made.named_parameters():
         torch.testing.assert_close(mine[name], parameter.grad.to_dense(), msg=name)
+
+
+@pytest.mark.parametrize("elu", [None, 1.0, 0.5])
+@pytest.mark.parametrize("scale", [1, 60])
+def test_bpr_max_has_the_gradient_of_autograd(elu: float | None, scale: int) -> None:
+    """Also where a pair has lost so clearly that its probability is 0 beside the 1e-24 below the logarithm."""
+    torch.manual_seed(0)
+    own, penalty = torch.randint(0, 30, (16,)), 0.9
+    times = torch.bincount(torch.cat([own, torch.randint(0, 30, (40,))]), minlength=30).clamp(min=1).double()
+    scores = (torch.randn(16, 30).double() * scale).requires_grad_()
+    x = scores if elu is None else F.elu(scores, elu)
+    counted = times.repeat(16, 1).scatter_add(1, own.unsqueeze(1), -torch.ones(16, 1).double())
+    share = (x + counted.log()).softmax(1)
+    beaten = (share * torch.sigmoid(x.gather(1, own.unsqueeze(1)) - x)).sum(1)
+    expected = (penalty * (share * x**2).sum(1) - (beaten + 1e-24).log()).mean()
+    expected.backward()
+    assert bool((beaten < 1e-24).any()) == (scale == 60)
+    value, gradient = _bpr_max(scores.detach().clone(), own, times, penalty, elu)
+    torch.testing.assert_close(value, expected.detach())
+    torch.testing.assert_close(gradient, scores.grad, atol=1e-12, rtol=1e-9)
 
 
 def test_open_lanes_count_as_a_share_of_all() -> None:

@@ -191,27 +191,32 @@ def _cross_entropy(
 def _bpr_max(
     scores: Float[Tensor, "P S"], own: Int[Tensor, "P"], times: Float[Tensor, "S"], penalty: float, elu: float | None
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "P S"]]:
-    """The mean BPR-max of the scores, column j counted times_j times (one less where it is the pair's own)."""
+    """The mean BPR-max of the scores, column j counted times_j times (one less where it is the pair's own).
+
+    Of L = -log b + penalty · m with w_j = σ(p - x_j), b = Σ_j s_j w_j and m = Σ_j s_j x_j² the gradient is
+    ∂L/∂x_j = s_j (1 + penalty (x_j² + 2 x_j - m)) - s_j w_j² / b, and ∂L/∂p = Σ_j s_j w_j² / b - 1.
+    """
     chosen, rows = own.unsqueeze(1), len(own)
     if elu is not None:
-        slope = scores.clamp(max=0).exp_()  # d elu(x) is 1 above 0 and elu · exp(x) below
-        slope = torch.where(scores > 0, slope, slope * elu)
-        scores = torch.nn.functional.elu(scores, elu)
+        slope = scores.clamp(max=0).exp_()
+        scores.clamp_(min=0).add_(slope, alpha=elu).sub_(elu)
+        if elu != 1:  # d elu(x) is 1 above 0 and elu · exp(x) below
+            slope.mul_(elu).add_(scores > 0, alpha=1 - elu)
     positive = scores.gather(1, chosen)  # (P, 1)
-    share = (scores - scores.amax(1, keepdim=True)).exp_()
-    own_share = share.gather(1, chosen)
-    share.mul_(times).scatter_add_(1, chosen, -own_share)
-    share.div_(share.sum(1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny))  # softmax of the negatives
-    wins = torch.sigmoid(positive - scores)
+    share = (scores + times.log()).scatter_(1, chosen, positive + (times[own] - 1).log().unsqueeze(1))
+    share = torch.softmax(share, 1)  # s
+    wins = torch.sub(positive, scores).sigmoid_()
     won = share * wins
-    beaten = won.sum(1, keepdim=True) + 1e-24  # (P, 1)
-    squares = scores * scores
-    size = (share * squares).sum(1, keepdim=True)
+    total = won.sum(1, keepdim=True)
+    beaten = total + 1e-24  # (P, 1)
+    total.div_(beaten)  # 1, but where all is lost
+    won.mul_(wins).div_(beaten)
+    weighted = share * scores
+    size = torch.linalg.vecdot(weighted, scores).unsqueeze(1)  # (P, 1)
     value = (penalty * size - beaten.log()).mean()
-    lost = won * (1 - wins) / beaten  # how far the negatives' own sigmoids move the first term
-    gradient = lost - won / beaten + share
-    gradient += penalty * share * (squares - size + 2 * scores)
-    gradient.scatter_add_(1, chosen, -lost.sum(1, keepdim=True))
+    gradient = share.mul_(total - penalty * size).sub_(won)
+    gradient.addcmul_(weighted, scores.add_(2), value=penalty)
+    gradient.scatter_add_(1, chosen, won.sum(1, keepdim=True) - total)
     if elu is not None:
         gradient.mul_(slope)
     return value, gradient.div_(rows)
