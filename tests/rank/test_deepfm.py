@@ -47,7 +47,7 @@ def test_without_the_network_it_is_fm() -> None:
     silence(deepfm.deep)
     fm = FM(SPEC, embedding_dim=4)
     fm.embedding.load_state_dict(deepfm.embedding.state_dict())
-    assert torch.equal(deepfm(batch), fm(batch))
+    torch.testing.assert_close(deepfm(batch), fm(batch))
 
 
 def test_logit_is_the_sum_of_both_parts() -> None:

@@ -5,7 +5,7 @@ Paper: Guo, Tang, Ye, Li, He. DeepFM: a factorization-machine based neural netwo
 Idea:  low-order interactions by FM, high-order by an MLP, trained jointly, without feature engineering.
 
 Eq. (1)  ŷ = σ(y_FM + y_DNN)                   forward (we return the logit; σ lives in the loss)
-Eq. (2)  y_FM = ⟨w, x⟩ + Σ_{i<j} ⟨V_i, V_j⟩ x_i x_j   FieldEmbedding.with_linear; core.nn.crosses.fm_pairs
+Eq. (2)  y_FM = ⟨w, x⟩ + Σ_{i<j} ⟨V_i, V_j⟩ x_i x_j   core.nn.crosses.fm_with_vectors
 Eq. (3)  a⁰ = [e_1, …, e_F]                    flatten, the same e as in Eq. (2)
 Eq. (4)  aˡ⁺¹ = σ(Wˡ aˡ + bˡ)                  core.nn.mlp.MLP, σ = ReLU; its last layer gives y_DNN
 Differs: w_i and V_i of a value are one row of one table (one look-up a field); the MLP's last bias is the bias of the
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
-from funnelrec.core.nn.crosses import fm_pairs
+from funnelrec.core.nn.crosses import fm_with_vectors
 from funnelrec.core.nn.embedding import FieldEmbedding
 from funnelrec.core.nn.mlp import MLP
 from funnelrec.core.schema import Spec
@@ -49,7 +49,6 @@ class DeepFM(nn.Module):
 
     def forward(self, batch: Batch) -> Float[Tensor, "B"]:
         """Logits [B] from `ids` and `numbers`."""
-        first_order, e = self.embedding.with_linear(batch)  # (B,), (B, F, D)
-        y_fm = first_order + fm_pairs(e)  # (B,)   Eq. (2)
+        y_fm, e = fm_with_vectors(self.embedding.rows(batch))  # (B,), (B, F, D)   Eq. (2)
         y_dnn: Tensor = self.deep(e.flatten(1)).squeeze(1)  # (B, F·D) -> (B,)   Eq. (3)-(4)
         return y_fm + y_dnn  # (B,)   Eq. (1) before σ

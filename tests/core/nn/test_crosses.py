@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from funnelrec.core.nn.crosses import bi_interaction, fm_pairs, pair_index
+from funnelrec.core.nn.crosses import bi_interaction, fm_pairs, fm_with_vectors, pair_index
 
 
 def test_by_hand() -> None:
@@ -27,6 +27,31 @@ def test_gradient_is_the_sum_of_the_others() -> None:
     e = torch.randn(2, 4, 3, requires_grad=True)
     fm_pairs(e).sum().backward()
     torch.testing.assert_close(e.grad, e.detach().sum(1, keepdim=True) - e.detach())
+
+
+def test_rows_with_their_weights_give_the_same_and_its_gradient() -> None:
+    rows = torch.randn(5, 6, 4, dtype=torch.float64, requires_grad=True)
+    e, w = rows[..., :3], rows[..., 3]
+    expected = w.sum(1) + fm_pairs(e)
+    weights = torch.randn(5, 6, 3, dtype=torch.float64)
+    outer = torch.randn(5, dtype=torch.float64)
+    ((outer * expected).sum() + (weights * e).sum()).backward()
+    gradient, rows.grad = rows.grad, None
+    value, vectors = fm_with_vectors(rows)
+    torch.testing.assert_close(value, expected)
+    assert torch.equal(vectors, e)
+    ((outer * value).sum() + (weights * vectors).sum()).backward()
+    torch.testing.assert_close(rows.grad, gradient)
+
+
+def test_under_autocast_the_pairs_stay_exact() -> None:
+    rows = torch.randn(5, 6, 4, requires_grad=True)
+    value = fm_with_vectors(rows)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        low, vectors = fm_with_vectors(rows)
+    assert torch.equal(low, value) and vectors.dtype == torch.bfloat16
+    (low.sum() + vectors.sum().float()).backward()
+    assert rows.grad.dtype == torch.float32 and bool((rows.grad[..., 3] == 1).all())
 
 
 def test_bi_interaction_sums_to_the_pairs_and_equals_the_double_loop() -> None:

@@ -150,7 +150,7 @@ class FieldEmbedding(nn.Module):
 
     `linear=True` adds a first-order weight to every row and numeric column, stored beside the vector (the row is
     D + 1 wide, the weight stands last and starts at 0): FM-like models read both with one random access through
-    `with_linear`.
+    `with_linear` or `rows`.
     """
 
     def __init__(self, spec: Spec, dim: int, *, linear: bool = False, std: float = 0.01) -> None:
@@ -185,12 +185,15 @@ class FieldEmbedding(nn.Module):
         """The vectors of `batch.ids` and `batch.numbers`."""
         return self._fields(batch)[..., : self.dim]  # (B, F, D)
 
-    def with_linear(self, batch: Batch) -> tuple[Float[Tensor, "B"], Float[Tensor, "B F D"]]:
-        """⟨w, x⟩ and the vectors, from one look-up. Needs `linear=True`."""
+    def rows(self, batch: Batch) -> Float[Tensor, "B F E"]:
+        """The vectors of the fields with their first-order weights last, E = D + 1. Needs `linear=True`."""
         if not self.linear:
             raise ValueError("this FieldEmbedding has no first-order weights; build it with linear=True")
-        fields = self._fields(batch)  # (B, F, D + 1)
-        vectors, weights = torch.split(fields, [self.dim, 1], dim=-1)  # one backward for both, unlike two slices
+        return self._fields(batch)
+
+    def with_linear(self, batch: Batch) -> tuple[Float[Tensor, "B"], Float[Tensor, "B F D"]]:
+        """⟨w, x⟩ and the vectors, from one look-up. Needs `linear=True`."""
+        vectors, weights = torch.split(self.rows(batch), [self.dim, 1], dim=-1)  # one backward for both
         return weights.squeeze(-1).sum(1), vectors
 
     def lookup(self, ids: Int[Tensor, "*shape C"], columns: slice | None = None) -> Float[Tensor, "*shape F D"]:
