@@ -177,7 +177,7 @@ def ours(model: str, folder: Path, rows: int, bf16: bool) -> None:
         "xdeepfm": {"feature_maps": (256, 128), "split_half": True},
         "autoint": {"head_dim": WIDTH // 2, "first_order": True},  # as the peer has it
         "din": {"attention_hidden": (64, 16), "activation": "relu"},
-        "dien": {"activation": "relu"},
+        "dien": {"activation": "relu", "penalty": 0.0},  # the peer has no auxiliary loss without its own negatives
     }.get(model, {})
     torch.manual_seed(0)
     network = zoo.load(f"rank/{model}")(spec, **arguments)
