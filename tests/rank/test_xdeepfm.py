@@ -23,10 +23,10 @@ def by_definition(weights: list[torch.Tensor], e: torch.Tensor) -> torch.Tensor:
     """Eq. (6) and (8) in loops."""
     x, pooled = e, []
     for weight in weights:
-        w = weight.view(len(weight), x.shape[1], e.shape[1])
+        w = weight.view(len(weight), e.shape[1], x.shape[1])
         x = torch.stack(
             [
-                sum(w[h, i, j] * x[:, i] * e[:, j] for i in range(x.shape[1]) for j in range(e.shape[1]))
+                sum(w[h, j, i] * x[:, i] * e[:, j] for i in range(x.shape[1]) for j in range(e.shape[1]))
                 for h in range(len(w))
             ],
             dim=1,
@@ -80,7 +80,7 @@ def test_gradients_whatever_the_size_of_the_chunks(chunk: int, monkeypatch: pyte
     monkeypatch.setattr(xdeepfm, "CHUNK", chunk)
     g = torch.Generator().manual_seed(1)
     x, e, w = (torch.randn(*s, generator=g, dtype=torch.float64, requires_grad=True) for s in ((7, 3), (7, 4), (2, 12)))
-    out = torch.einsum("rh,rf,nhf->rn", x, e, w.view(2, 3, 4))
+    out = torch.einsum("rh,rf,nfh->rn", x, e, w.view(2, 4, 3))
     torch.testing.assert_close(_Compress.apply(x, e, w), out)
     expected = torch.autograd.grad(out.square().sum(), (x, e, w))
     got = torch.autograd.grad(_Compress.apply(x, e, w).square().sum(), (x, e, w))

@@ -35,10 +35,10 @@ CHUNK = 2**20  #: products alive at a time: they are made, multiplied and forgot
 
 
 class _Compress(torch.autograd.Function):
-    """Eq. (6) for R = B · D rows: out = (x ⊗ e) Wᵀ with x [R, H], e [R, F], W [N, H·F].
+    """Eq. (6) for R = B · D rows: out = (e ⊗ x) Wᵀ with x [R, H], e [R, F], W [N, F·H].
 
-    The products x ⊗ e are H·F numbers a row, hundreds of times what goes in and out. They are made chunk by chunk,
-    forward and again backward, and never kept.
+    The products e ⊗ x are F·H numbers a row, hundreds of times what goes in and out. They are made chunk by chunk,
+    forward and again backward, and never kept. The maps x stand innermost: they are many.
     """
 
     @staticmethod
@@ -58,14 +58,14 @@ class _Compress(torch.autograd.Function):
             part = slice(start, start + step)
             a, b, g = x[part], e[part], gradient[part].to(weight.dtype)
             to_weight += product(g.T, _products(a, b).T)
-            back = product(g, weight.T).view(len(a), a.shape[1], b.shape[1])  # (R, H, F)
-            to_x[part] = torch.bmm(back, b.unsqueeze(2)).squeeze(2)
-            to_e[part] = torch.bmm(a.unsqueeze(1), back).squeeze(1)
+            back = product(g, weight.T).view(len(a), b.shape[1], a.shape[1])  # (R, F, H)
+            to_x[part] = torch.bmm(b.unsqueeze(1), back).squeeze(1)
+            to_e[part] = torch.bmm(back, a.unsqueeze(2)).squeeze(2)
         return to_x, to_e, to_weight
 
 
 def _products(x: Tensor, e: Tensor) -> Tensor:
-    return (x.unsqueeze(2) * e.unsqueeze(1)).flatten(1)  # (R, H), (R, F) -> (R, H·F)
+    return (e.unsqueeze(2) * x.unsqueeze(1)).flatten(1)  # (R, H), (R, F) -> (R, F·H)
 
 
 def _rows(weight: Tensor) -> int:
@@ -87,7 +87,7 @@ class _CIN(nn.Module):
         self.out_features = sum(self.shown)
         before = fields
         for size, passed in zip(maps, self.passed, strict=True):
-            weight = nn.Parameter(torch.empty(size, before * fields))
+            weight = nn.Parameter(torch.empty(size, fields * before))
             nn.init.xavier_uniform_(weight)
             self.weights.append(weight)
             before = passed
