@@ -1,6 +1,6 @@
 """GRU4Rec beside its authors' PyTorch code: the same sessions, the same hyper-parameters, one thread, one run.
 
-    python benchmarks/gru4rec.py DATA --official FOLDER [--data yoochoose diginetica] [--epochs 2]
+    python benchmarks/gru4rec.py DATA --official FOLDER [--data yoochoose diginetica] [--epochs 5]
            [--output benchmarks/results/gru4rec.json]
 
 DATA holds session-yoochoose100k and session-diginetica; FOLDER is a copy of GRU4Rec_PyTorch_Official (needs pandas),
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--official", type=Path, required=True)
     parser.add_argument("--data", nargs="+", choices=sorted(FOLDERS), default=sorted(FOLDERS, reverse=True))
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -2,7 +2,7 @@
 
 Run:      python recipes/match/comirec.py FOLDER [--models mind …] [--seeds 0 1 2] [--out OUT]
           FOLDER holds MovieLens-1M, or interactions.tsv (user, item, timestamp; .gz too)
-Hardware: 1 CPU core with AMX, 2 GB; .2 to 5 minutes of processor time a model and seed
+Hardware: 1 CPU core, 2 GB; .2 to 10 minutes of processor time a model and seed
 Expected: Recall@50, %. Films, seeds 0 to 2 (0 for MGNM): popularity 14.4, MGNM 14.8, item-CF 20.9, ComiRec-DR 24.0,
           MIND 24.6, YouTubeDNN 26.9, mind+best 27.1, mgnm+best 27.3, ComiRec-SA 28.8, comirec_dr+best 29.8,
           comirec_sa+best 32.8, comirec_sa:1 32.9, SASRec 33.7, GRU4Rec 34.2; books, seeds 0 to 2:
