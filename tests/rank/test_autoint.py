@@ -50,25 +50,25 @@ def test_attention_and_its_gradient_by_chunks(scale: float, monkeypatch: pytest.
     """Seven pairs of example and head, two at a time, against autograd through the softmax."""
     monkeypatch.setattr(autoint, "CHUNK", 2 * 5 * 5)
     draw = torch.Generator().manual_seed(1)
-    q, k, v = (torch.randn(7, 1, 5, 3, generator=draw).requires_grad_() for _ in range(3))
-    expected = torch.softmax(scale * q @ k.transpose(-1, -2), dim=-1) @ v
+    q, k, v = (torch.randn(7, 3, 5, generator=draw, dtype=torch.float64).requires_grad_() for _ in range(3))
+    expected = v @ torch.softmax(scale * q.mT @ k, dim=-1).mT
     gradients = torch.autograd.grad(expected.square().sum(), (q, k, v))
     found = _attend(scale * q, k, v)
-    assert (scale * q @ k.transpose(-1, -2)).abs().max().item() > 60 or scale == 1
+    assert (scale * q.mT @ k).abs().max().item() > 60 or scale == 1
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(torch.autograd.grad(found.square().sum(), (q, k, v)), gradients, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.autograd.grad(found.square().sum(), (q, k, v)), gradients)
 
 
 def test_attention_is_exact_to_the_last_digits_of_float64() -> None:
     draw = torch.Generator().manual_seed(2)
-    inputs = tuple(torch.randn(2, 1, 3, 2, generator=draw, dtype=torch.float64).requires_grad_() for _ in range(3))
+    inputs = tuple(torch.randn(2, 2, 3, generator=draw, dtype=torch.float64).requires_grad_() for _ in range(3))
     assert torch.autograd.gradcheck(_attend, inputs)
 
 
 def test_values_with_much_in_common_keep_their_differences_in_bfloat16() -> None:
     """Values around 30: without putting the mean aside the gradient of q is off by a quarter."""
     draw = torch.Generator().manual_seed(3)
-    q, k, v = (torch.randn(64, 2, 39, 8, generator=draw) for _ in range(3))
+    q, k, v = (torch.randn(128, 8, 39, generator=draw) for _ in range(3))
     g, v = torch.randn(v.shape, generator=draw), v + 30
     gradients = []
     for dtype in (torch.float64, torch.bfloat16):

@@ -39,20 +39,24 @@ SAFE = 60.0  #: exp of ± this, sums of it and quotients of them stay within the
 CHUNK = 2**20  #: scores alive at a time
 
 
-def _attend(q: Float[Tensor, "B H F d"], k: Float[Tensor, "B H F d"], v: Float[Tensor, "B H F d"]) -> Tensor:
-    """softmax(q kᵀ) v, [B, H, F, d]. Fused attention is slower for so few fields and so narrow heads."""
+def _attend(q: Float[Tensor, "N d F"], k: Float[Tensor, "N d F"], v: Float[Tensor, "N d F"]) -> Tensor:
+    """v softmax(qᵀ k)ᵀ for N pairs of example and head. Fused attention is slower for so few fields and narrow heads.
+
+    The fields stand innermost because they are more than the coordinates of a head: what is done number by number then
+    runs along them.
+    """
     if q.device.type != "cpu" or q.dtype == torch.float16 or torch.compiler.is_exporting():
-        return torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ v
-    out: Tensor = _Attend.apply(*(x.flatten(0, 1).contiguous() for x in (q, k, v)))  # type: ignore[no-untyped-call]
-    return out.view(v.shape)
+        return v @ torch.softmax(q.mT @ k, dim=-1).mT
+    out: Tensor = _Attend.apply(q, k, v)  # type: ignore[no-untyped-call]
+    return out
 
 
 class _Attend(torch.autograd.Function):
-    """softmax(q kᵀ) v for N pairs of example and head, q, k and v [N, F, d], on CPU.
+    """out = v softmax(qᵀ k)ᵀ, all of them [N, d, F], on CPU.
 
     A softmax over rows as short as the fields costs more there than both products. So only exp is taken, and the
-    products do its sums, forward with a column of ones beside v: [out · s, s] = exp(q kᵀ) [v, 1]; and backward, where
-    the gradient of the scores is p ∘ (g vᵀ − g·out) / s = p ∘ ([g, −g·out] / s) [v, 1]ᵀ with p = exp(q kᵀ). Scores are
+    products do its sums, forward with a row of ones below v: [out · s; s] = [v; 1] exp(qᵀ k)ᵀ; and backward, where the
+    gradient of the scores is p ∘ (gᵀ v − g·out) / s = p ∘ ([g; −g·out] / s)ᵀ [v; 1] with p = exp(qᵀ k). Scores are
     made chunk by chunk inside the cache, forward and again backward (the same bits, or p and s would not fit), and
     never kept. What all v of an example have in common is put aside meanwhile: rounded to bfloat16 it would hide what
     they differ in.
@@ -60,13 +64,13 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        mean = v.mean(1, keepdim=True)
-        v = F.pad(v - mean, (0, 1), value=1.0)  # (N, F, d + 1)
+        mean = v.mean(2, keepdim=True)
+        v = F.pad(v - mean, (0, 0, 0, 1), value=1.0)  # (N, d + 1, F)
         sums = torch.empty_like(v)
         for part in _chunks(q):
-            torch.bmm(_exponentials(q[part], k[part]), v[part], out=sums[part])
-        total = sums[..., -1:].to(torch.promote_types(q.dtype, torch.float32))
-        out = sums[..., :-1] / total
+            torch.bmm(v[part], _exponentials(q[part], k[part]).mT, out=sums[part])
+        total = sums[:, -1:].to(torch.promote_types(q.dtype, torch.float32))
+        out = sums[:, :-1] / total
         ctx.save_for_backward(q, k, v, out, total)
         return (out + mean).to(q.dtype)
 
@@ -75,26 +79,26 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v, out, total = ctx.saved_tensors
         g = gradient.to(total.dtype)
-        g = torch.cat([g, -(g * out).sum(-1, keepdim=True)], dim=2).div_(total).to(q.dtype)  # (N, F, d + 1)
-        scaled = g[..., :-1].contiguous()
-        to_q, to_k, to_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(scaled)
+        g = torch.cat([g, -(g * out).sum(1, keepdim=True)], dim=1).div_(total).to(q.dtype)  # (N, d + 1, F)
+        scaled = g[:, :-1].contiguous()
+        to_q, to_k, to_v = (torch.empty_like(x) for x in (q, k, scaled))
         for part in _chunks(q):
             p = _exponentials(q[part], k[part])
-            torch.bmm(p.mT, scaled[part], out=to_v[part])
-            p *= torch.bmm(g[part], v[part].mT)
-            torch.bmm(p, k[part], out=to_q[part])
-            torch.bmm(p.mT, q[part], out=to_k[part])
+            torch.bmm(scaled[part], p, out=to_v[part])
+            p *= torch.bmm(g[part].mT, v[part])
+            torch.bmm(k[part], p.mT, out=to_q[part])
+            torch.bmm(q[part], p, out=to_k[part])
         return to_q, to_k, to_v
 
 
 def _chunks(q: Tensor) -> list[slice]:
-    step = max(1, CHUNK // q.shape[1] ** 2)
+    step = max(1, CHUNK // q.shape[2] ** 2)
     return [slice(start, start + step) for start in range(0, len(q), step)]
 
 
 def _exponentials(q: Tensor, k: Tensor) -> Tensor:
-    """exp(q kᵀ) up to a factor of each row, [N, F, F]."""
-    scores = torch.bmm(q, k.mT)
+    """exp(qᵀ k) up to a factor of each row, [N, F, F]."""
+    scores = torch.bmm(q.mT, k)
     low, high = torch.aminmax(scores)
     if not (low > -SAFE and high < SAFE):
         scores -= scores.amax(-1, keepdim=True)
@@ -112,13 +116,13 @@ class _Interact(nn.Module):
             nn.init.xavier_uniform_(weight)
 
     def forward(self, e: Float[Tensor, "B F D"]) -> Float[Tensor, "B F E"]:
-        query, key, value, residual = linear(e, self.project.flatten(0, 1)).chunk(4, dim=-1)  # (B, F, E) each
-        width = self.project.shape[1] // self.num_heads
-        q, k, v = (
-            x.view(*x.shape[:2], self.num_heads, width).transpose(1, 2) for x in (query, key, value)
-        )  # (B, H, F, d)
-        combined = _attend(q, k, v)  # Eq. (5)-(6)
-        return torch.relu(combined.transpose(1, 2).flatten(2) + residual)  # Eq. (7)-(8)
+        heads = (self.num_heads, self.project.shape[1] // self.num_heads)  # (H, d)
+        to_attend, to_residual = torch.split(self.project, [3, 1])
+        projected = linear(e, to_attend.flatten(0, 1)).view(*e.shape[:2], 3, *heads)
+        q, k, v = projected.permute(2, 3, 0, 4, 1).contiguous()  # (H, B, d, F) each
+        combined = _attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)).view(q.shape)  # Eq. (5)-(6)
+        side_by_side = combined.permute(1, 3, 0, 2).flatten(2)  # (B, F, E)   Eq. (7)
+        return torch.relu(side_by_side + linear(e, to_residual[0]))  # Eq. (8)
 
 
 @keeps_config
