@@ -28,6 +28,7 @@ from funnelrec.learn.guard import (
     require_finite,
 )
 from funnelrec.learn.losses import Loss, describe, extra_terms
+from funnelrec.learn.memory import kept_memory
 from funnelrec.learn.optim import Optimizers, TableOptimizer, make_optimizers
 from funnelrec.learn.progress import progress_bar
 from funnelrec.learn.regularise import RowL2
@@ -105,6 +106,7 @@ def fit(
     device = next(model.parameters()).device
     at, best = Position(), None
     with ExitStack() as stack:
+        stack.enter_context(kept_memory())
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         torch.manual_seed(seed)
         store = None if folder is None else stack.enter_context(Checkpoints(folder))
