@@ -3,8 +3,8 @@
     python benchmarks/rankers.py --peer PYTHON [--threads 2] [--output benchmarks/results/rankers.json]
 
 PYTHON is the interpreter of an environment with torch and deepctr-torch; without it only our side runs. 39 categorical
-fields of geometric sizes, 1 M rows in all (AUC after one epoch of 327,680 rows, 49,152 for the two heavy models, on
-65,536 others) or 10 M (speed alone, 24 steps or 12: the first ones touch memory for the first time), width 16, batch
+fields of geometric sizes, 1 M rows in all (AUC after one epoch of 327,680 rows, 98,304 for the two heavy models, on
+65,536 others) or 10 M (speed alone, 24 steps: the first ones touch memory for the first time), width 16, batch
 4,096, MLP 400-400-400, Adam at 1e-3. Labels come from a planted model of single values, pairs and, for DIN and DIEN, of
 what the history of 50 items has to do with the item.
 
@@ -34,7 +34,7 @@ import numpy.typing as npt
 FIELDS, WIDTH, BATCH, LENGTH, HIDDEN = 39, 16, 4096, 50, (400, 400, 400)
 TEST = 65_536
 PLANS = {1_000_000: (80, 20), 10_000_000: (24, 8)}  #: rows of vocabulary -> steps in all, steps of a round
-HEAVY = {"xdeepfm": (12, 3), "fibinet": (12, 3)}  #: fewer steps, for one takes seconds
+HEAVY = {"xdeepfm": (24, 6), "fibinet": (24, 6)}  #: fewer steps, for one takes seconds
 MODELS = ("deepfm", "dcn", "xdeepfm", "autoint", "fibinet", "din", "dien")
 READS_HISTORY = ("din", "dien")
 
