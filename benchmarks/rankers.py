@@ -3,10 +3,10 @@
     python benchmarks/rankers.py --peer PYTHON [--threads 2] [--output benchmarks/results/rankers.json]
 
 PYTHON is the interpreter of an environment with torch and deepctr-torch; without it only our side runs. 39 categorical
-fields of geometric sizes, 1 M rows in all (AUC after one epoch of 327,680 rows, 98,304 for the two heavy models, on
-65,536 others) or 10 M (speed alone, 24 steps: the first ones touch memory for the first time), width 16, batch
-4,096, MLP 400-400-400, Adam at 1e-3. Labels come from a planted model of single values, pairs and, for DIN and DIEN, of
-what the history of 50 items has to do with the item.
+fields of geometric sizes, 1 M rows in all (AUC after one epoch of 327,680 rows on 65,536 others) or 10 M (speed alone,
+24 steps: the first ones touch memory for the first time), width 16, batch 4,096, MLP 400-400-400, Adam at 1e-3. Labels
+come from a planted model of single values, pairs and, for DIN and DIEN, of what the history of 50 items has to do with
+the item.
 
 Ours is `fit` itself, batches included, in float32 and with bf16=True. The peer runs in a tight loop of its own model
 and dense Adam, without its penalties, which is faster than its `fit`. Each side is a process of its own; they take
@@ -34,14 +34,8 @@ import numpy.typing as npt
 FIELDS, WIDTH, BATCH, LENGTH, HIDDEN = 39, 16, 4096, 50, (400, 400, 400)
 TEST = 65_536
 PLANS = {1_000_000: (80, 20), 10_000_000: (24, 8)}  #: rows of vocabulary -> steps in all, steps of a round
-HEAVY = {"xdeepfm": (24, 6), "fibinet": (24, 6)}  #: fewer steps, for one takes seconds
 MODELS = ("deepfm", "dcn", "xdeepfm", "autoint", "fibinet", "din", "dien")
 READS_HISTORY = ("din", "dien")
-
-
-def plan(model: str, rows: int) -> tuple[int, int]:
-    """Steps in all, and of a round."""
-    return min(PLANS[rows], HEAVY.get(model, PLANS[rows]))
 
 
 def sizes_of(rows: int) -> list[int]:
@@ -122,7 +116,7 @@ def ours(model: str, folder: Path, rows: int, bf16: bool) -> None:
     from funnelrec.learn.losses import BCE
 
     reads = model in READS_HISTORY
-    sizes, (steps, turn) = sizes_of(rows), plan(model, rows)
+    sizes, (steps, turn) = sizes_of(rows), PLANS[rows]
     order = [*range(FIELDS - 1), FIELDS - 1]
     offsets = np.cumsum([1] + [s + 1 for s in sizes])[:-1]  # a field owns its unknown row and its values
     side = ["context"] * FIELDS
@@ -202,7 +196,7 @@ def peer(model: str, folder: Path, rows: int) -> None:
     from deepctr_torch.inputs import SparseFeat, VarLenSparseFeat
 
     reads = model in READS_HISTORY
-    sizes, (steps, turn) = sizes_of(rows), plan(model, rows)
+    sizes, (steps, turn) = sizes_of(rows), PLANS[rows]
     columns = [SparseFeat(f"f{k}", size + 1, WIDTH) for k, size in enumerate(sizes)]
     item = f"f{FIELDS - 1}"
     parts = [torch.from_numpy(np.load(folder / "values.npy"))]
@@ -245,7 +239,7 @@ def peer(model: str, folder: Path, rows: int) -> None:
 # ---------------------------------------------------------------------------------------------------------- the match
 def match(model: str, rows: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Let all sides take turns on one model; rows/s of each side and its AUC."""
-    steps, turn = plan(model, rows)
+    steps, turn = PLANS[rows]
     commands = {name: [sys.executable, __file__, "--side", name] for name in ("float32", "bf16")}
     if options.peer:
         commands["peer"] = [options.peer, __file__, "--side", "peer"]

@@ -1,7 +1,7 @@
 """Frappe: every ranker that reads plain rows, on the published split (202,005 / 57,722 / 28,860 rows, 10 fields).
 
 Run:      python recipes/rank/frappe.py FOLDER_OF_THE_LIBFM_FILES [--models lr fm …] [--seeds 0 1] [--out FOLDER]
-Hardware: 1 CPU core with AMX, 2 GB; 10 seconds (lr, fm, ffm) to 4 minutes (autoint, xdeepfm) a model and seed
+Hardware: 1 CPU core, 2 GB; 10 seconds (lr, fm, ffm) to 4 minutes (autoint, xdeepfm) a model and seed
 Expected: the bands of SETTINGS; the measured table is docs/ranking.md
 
 What is measured: test AUC of the weights of the best validation epoch; settings were chosen on the validation rows,

@@ -2,7 +2,7 @@
 
 Run:      python recipes/rank/wide_deep.py adult FOLDER_OF_ADULT_CSV [--seeds 0 1 2 3 4] [--l1 0 1 3 10 30 1000]
           python recipes/rank/wide_deep.py frappe FOLDER_OF_THE_LIBFM_FILES [--seeds 0]
-Hardware: 1 CPU core with AMX, 1 GB; adult 5 seconds a run, frappe 1 to 2 minutes
+Hardware: 1 CPU core, 1 GB; adult 5 seconds a run, frappe 1 to 2 minutes
 Expected: the share of exact zeros grows with l1, and at 80 % zeros and more the test AUC is within .002 of l1 = 0.
           adult, 5 seeds: l1 = 0, 0 % zeros, .9173; l1 = 3, 47 %, .9177; l1 = 30, 90 %, .9178 (paired +.0005 ± .0003);
           the deep part alone has .9170

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import funnelrec.learn.fit as fit_module
 from funnelrec.core.batch import Batch
 from funnelrec.data.batches import Batches
 from funnelrec.learn.checkpoint import PREFIX, Checkpoints
@@ -243,6 +246,28 @@ def test_a_bad_gradient_names_the_parameter(harness: ModuleType) -> None:
     with pytest.raises(NonFiniteError, match=r"the gradient is nan at step 0.* gradient of steep"):
         fit(model, Batches(Ones(), 4), BCE(), epochs=1, progress=False)
     assert [float(p.detach()) for p in model.parameters()] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("ends", ["well", "by an error"])
+def test_freed_memory_is_kept_while_it_trains(ends: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    @contextmanager
+    def recorded() -> Iterator[None]:
+        seen.append("begins")
+        try:
+            yield
+        finally:
+            seen.append("ends")
+
+    monkeypatch.setattr(fit_module, "kept_memory", recorded)
+    monkeypatch.setattr(fit_module, "_step", lambda *_: seen.append("step") or 0.0)
+    if ends == "well":
+        fit_scalar([0.5])
+    else:
+        with pytest.raises(StopIteration):
+            fit_scalar([], epochs=1)
+    assert seen == ["begins", "step", "step", "ends"]
 
 
 # ---- signals ----

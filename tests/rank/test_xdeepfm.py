@@ -37,7 +37,7 @@ def by_definition(weights: list[torch.Tensor], e: torch.Tensor) -> torch.Tensor:
 
 def test_equals_the_definition() -> None:
     network = cin([3, 2, 4])
-    torch.testing.assert_close(network(E), by_definition(list(network.weights), E))
+    torch.testing.assert_close(network(E), by_definition(list(network.filters), E))
     assert network.out_features == 9
 
 
@@ -45,9 +45,9 @@ def test_one_map_by_hand() -> None:
     """All weights 1: ‖Σ e_i‖² = 2 FM + Σ ‖e_i‖². Ones above the diagonal only: FM."""
     network = cin([1])
     with torch.no_grad():
-        network.weights[0].fill_(1.0)
+        network.filters[0].fill_(1.0)
         torch.testing.assert_close(network(E).squeeze(1), 2 * fm_pairs(E) + E.square().sum((1, 2)))
-        network.weights[0].copy_(torch.ones(4, 4).triu(1).view(1, 16))
+        network.filters[0].copy_(torch.ones(4, 4).triu(1).view(1, 16))
         torch.testing.assert_close(network(E).squeeze(1), fm_pairs(E))
 
 
@@ -65,9 +65,9 @@ def test_the_order_of_the_components_does_not_matter() -> None:
 
 def test_split_half_sends_each_map_one_way() -> None:
     network = cin([4, 6, 3], split_half=True)
-    assert [tuple(w.shape) for w in network.weights] == [(4, 16), (6, 8), (3, 12)]
+    assert [tuple(w.shape) for w in network.filters] == [(4, 16), (6, 8), (3, 12)]
     assert network.out_features == 2 + 3 + 3
-    whole = by_definition([network.weights[0]], E)
+    whole = by_definition([network.filters[0]], E)
     torch.testing.assert_close(network(E)[:, :2], whole[:, 2:])
     with pytest.raises(ValueError, match=r"even but for the last with split_half, received \(3, 2\)"):
         cin([3, 2], split_half=True)
@@ -105,7 +105,7 @@ def test_in_bfloat16_the_gradient_is_close() -> None:
     def gradient() -> torch.Tensor:
         model.zero_grad()
         model(batch).sum().backward()
-        return model.cin.weights[0].grad.clone()
+        return model.cin.filters[0].grad.clone()
 
     exact = gradient()
     with torch.autocast("cpu", torch.bfloat16):

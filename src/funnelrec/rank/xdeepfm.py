@@ -81,7 +81,7 @@ class _CIN(nn.Module):
             raise ValueError(
                 f"feature_maps are positive, and even but for the last with split_half, received {tuple(maps)}"
             )
-        self.weights = nn.ParameterList()
+        self.filters = nn.ParameterList()
         self.passed = [m // 2 if split_half else m for m in maps[:-1]] + [0]  # maps that go on to the next layer
         self.shown = [m // 2 if split_half else m for m in maps[:-1]] + [maps[-1]]  # maps that go out
         self.out_features = sum(self.shown)
@@ -89,14 +89,14 @@ class _CIN(nn.Module):
         for size, passed in zip(maps, self.passed, strict=True):
             weight = nn.Parameter(torch.empty(size, fields * before))
             nn.init.xavier_uniform_(weight)
-            self.weights.append(weight)
+            self.filters.append(weight)
             before = passed
 
     def forward(self, e: Float[Tensor, "B F D"]) -> Float[Tensor, "B P"]:
         size, fields, dim = e.shape
         start = e.transpose(1, 2).reshape(size * dim, fields)  # (B·D, F): each component of the vectors is a row
         x, pooled = start, []
-        for weight, passed, shown in zip(self.weights, self.passed, self.shown, strict=True):
+        for weight, passed, shown in zip(self.filters, self.passed, self.shown, strict=True):
             x = self._compress(x, start, weight)  # (B·D, H)   Eq. (6)
             pooled.append(x[:, -shown:].view(size, dim, shown).sum(1))  # (B, H)   Eq. (8)
             x = x[:, :passed]

@@ -25,7 +25,9 @@ tanh_backward = torch.ops.aten.tanh_backward.grad_input
 
 
 def _tanh_(x: Tensor) -> Tensor:
-    """tanh x = 2 σ(2x) - 1 in place, to 2e-7: on CPU five times as fast as torch's, which was a tenth of a step."""
+    """tanh x in place; on CPU in float32 as 2 σ(2x) - 1, to 2e-7 and five times as fast as torch's own."""
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return x.tanh_()
     return x.mul_(2).sigmoid_().mul_(2).sub_(1)
 
 
