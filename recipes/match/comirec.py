@@ -3,12 +3,11 @@
 Run:      python recipes/match/comirec.py FOLDER [--models mind …] [--seeds 0 1 2] [--out OUT]
           FOLDER holds MovieLens-1M, or interactions.tsv (user, item, timestamp; .gz too)
 Hardware: 1 CPU core, 2 GB; .2 to 10 minutes of processor time a model and seed
-Expected: Recall@50, %. Films, seeds 0 to 2 (0 for MGNM): popularity 14.4, MGNM 14.8, item-CF 20.9, ComiRec-DR 24.0,
-          MIND 24.6, YouTubeDNN 26.9, mind+best 27.1, mgnm+best 27.3, ComiRec-SA 28.8, comirec_dr+best 29.8,
-          comirec_sa+best 32.8, comirec_sa:1 32.9, SASRec 33.7, GRU4Rec 34.2; books, seeds 0 to 2:
-          MGNM 4.3 (4.9 with +best; still rising), popularity 4.4, YouTubeDNN 6.9, ComiRec-DR 8.2, MIND 10.6, ComiRec-SA
-          11.9, comirec_sa+best 12.3, GRU4Rec 12.5, comirec_sa:1 13.0, SASRec 14.2, item-CF 15.1. Intervals:
-          docs/matching.md
+Expected: Recall@50, %, seeds 0 to 2. Films: popularity 14.4, MGNM 14.5, item-CF 20.9, ComiRec-DR 24.0, MIND 24.6,
+          YouTubeDNN 26.9, mind+best 27.1, mgnm+best 27.1, ComiRec-SA 28.8, comirec_dr+best 29.8, comirec_sa+best 32.8,
+          comirec_sa:1 32.9, SASRec 33.7, GRU4Rec 34.2; books: popularity 4.4, YouTubeDNN 6.9, MGNM 7.6, mgnm+best
+          7.8, ComiRec-DR 8.2, MIND 10.6, ComiRec-SA 11.9, comirec_sa+best 12.3, GRU4Rec 12.5, comirec_sa:1 13.0,
+          SASRec 14.2, item-CF 15.1. Intervals: docs/matching.md
 
 Users are split 8:1:1. The first 80 % of what a test user took give the interests, the last 20 % are to be found among
 the whole catalogue without what was read; events of one day, whose order in the Amazon files is that of the item ids,
