@@ -86,6 +86,7 @@ def fit(
     and after each epoch; with `resume` the run goes on from the newest. bf16: the dense arithmetic in bfloat16 where
     torch thinks it safe.
     progress: a bar, when standard error is a terminal.
+    While it trains, memory that it frees stays with the process (learn/memory.py).
 
     Raises NonFiniteError before a step that would spoil the weights, TrainingInterrupted (exit code 143 or 130) after
     SIGTERM or SIGINT once the step is done and saved, CheckpointError when the folder's run is another one.
