@@ -41,7 +41,7 @@ from funnelrec.data.examples import NextItem, Queries
 from funnelrec.data.sources import simulate
 from funnelrec.evaluate import plots
 from funnelrec.evaluate.protocol import evaluate_matcher
-from funnelrec.evaluate.significance import bootstrap_interval
+from funnelrec.evaluate.significance import bootstrap_interval, paired_test
 from funnelrec.learn.fit import fit
 from funnelrec.learn.interests import BestInterestSoftmax
 from funnelrec.learn.losses import FullSoftmax
@@ -54,6 +54,7 @@ from funnelrec.workflow import Choice
 TRUE = 4
 WORLD: dict[str, Any] = {"users": 2000, "items": 500, "interests": TRUE, "seed": 0}
 LENGTH, WIDTH, EPOCHS, BATCH, RATE, TEMPERATURE = 50, 8, 150, 256, 1e-2, 0.1
+HORIZON = 30  #: clicks ahead of which one is the target: people have some 30, so any later one
 MODELS: dict[str, dict[str, Any]] = {"comirec_sa": {}, "comirec_dr": {}, "mind": {"adaptive": False}}
 LOSSES = {"best": BestInterestSoftmax(temperature=TEMPERATURE), "papers": FullSoftmax(temperature=TEMPERATURE)}
 WIDTHS = (4, 8, 16, 32, 64)  #: of the vectors in the table of what is possible
@@ -145,13 +146,14 @@ def possible(world: simulate.World, data: Dataset) -> None:
 
 
 def run(
-    name: str, count: int, seed: int, loss: str, world: simulate.World, data: Dataset
+    name: str, count: int, seed: int, loss: str, horizon: int, world: simulate.World, data: Dataset
 ) -> tuple[dict[str, Any], Any]:
     """One model trained and measured on the test part."""
     config = {"embedding_dim": WIDTH, "num_interests": count, "max_len": LENGTH, **MODELS[name]}
     model = Choice(f"match/{name}", config).build(data.spec, seed=seed)
     model.items.dense = True
-    batches = Batches(NextItem(data, "train", max_len=LENGTH, mode="cut"), BATCH, shuffle=True, seed=seed)
+    examples = NextItem(data, "train", max_len=LENGTH, mode="cut", horizon=horizon)
+    batches = Batches(examples, BATCH, shuffle=True, seed=seed)
     steps = len(batches) * EPOCHS
     start = time.process_time()
     schedule = Cosine(steps, warmup=steps // 20, floor=0.02)
@@ -194,24 +196,33 @@ def lines(results: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def curve(matcher: Matcher, data: Dataset, out: Path) -> None:
-    """Recall and diversity of the list at each value of the knob; a table, and a picture in `out`."""
+def curve(matchers: Sequence[Matcher], data: Dataset, out: Path) -> None:
+    """Recall and diversity of the list at each value of the knob, means over the seeds; a table, and a picture."""
     topics = torch.from_numpy(data.item_attribute("category")).long()
     queries = Queries(data, "test", max_len=LENGTH)
-    sys.stdout.write("\n| knob | recall@50 | diversity@50 |\n|---|---|---|\n")
-    points = []
+    sys.stdout.write("\n| knob | recall@50 | against the knob before | diversity@50 |\n|---|---|---|---|\n")
+    points, before = [], None
     for knob in KNOB:
-        result = evaluate_matcher(
-            Reranked(matcher, topics, knob),
-            queries,
-            ks=(10, 50),
-            ties="as_ranked",
-            item_attribute=data.item_attribute("category"),
+        results = [
+            evaluate_matcher(
+                Reranked(matcher, topics, knob),
+                queries,
+                ks=(10, 50),
+                ties="as_ranked",
+                item_attribute=data.item_attribute("category"),
+            )
+            for matcher in matchers
+        ]
+        recall = np.mean([result.metrics["recall@50"] for result in results], 0)
+        diversity = statistics.mean(result.means["diversity@50"] for result in results)
+        change = (
+            ""
+            if before is None
+            else "{0.mean:+.4f} [{0.low:+.4f}, {0.high:+.4f}]".format(paired_test(recall, before).interval)
         )
-        recall, diversity = result.means["recall@50"], result.means["diversity@50"]
-        interval = bootstrap_interval(result.metrics["recall@50"])
-        points.append(plots.CurvePoint(f"{knob:g}", diversity, recall, interval))
-        sys.stdout.write(f"| {knob:g} | {recall:.4f} | {diversity:.4f} |\n")
+        before = recall
+        points.append(plots.CurvePoint(f"{knob:g}", diversity, float(recall.mean()), bootstrap_interval(recall)))
+        sys.stdout.write(f"| {knob:g} | {recall.mean():.4f} | {change} | {diversity:.4f} |\n")
         sys.stdout.flush()
     figure = plots.curve(
         "Accuracy against diversity",
@@ -231,25 +242,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--interests", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--loss", nargs="+", choices=LOSSES, default=["best"])
-    parser.add_argument("--curve", action="store_true", help="also sweep the diversity of the last matcher")
+    parser.add_argument("--horizon", type=int, default=HORIZON, help="1: train on the very next click")
+    parser.add_argument(
+        "--curve", action="store_true", help="also sweep the diversity of the last model, all its seeds"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "results.json"
     results = json.loads(file.read_text()) if file.exists() else {}
     world = simulate.load(**WORLD)
-    matcher = None
+    matchers: dict[str, Matcher] = {}
     with tempfile.TemporaryDirectory() as folder:
         data = Dataset.build(world.tables, Path(folder) / "data")
         possible(world, data)
         for loss, name, count, seed in product(options.loss, options.models, options.interests, options.seeds):
             key = f"{loss} {name} {count} {seed}"
             if key not in results or options.curve:
-                results[key], matcher = run(name, count, seed, loss, world, data)
+                results[key], matchers[key] = run(name, count, seed, loss, options.horizon, world, data)
                 file.write_text(json.dumps(results, indent=1))
         sys.stdout.write("\n" + lines(results))
-        if options.curve and matcher is not None:
-            curve(matcher, data, options.out)
+        if options.curve:
+            curve([m for k, m in matchers.items() if k.rpartition(" ")[0] == key.rpartition(" ")[0]], data, options.out)
 
 
 if __name__ == "__main__":

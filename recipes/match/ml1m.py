@@ -40,6 +40,7 @@ from funnelrec.data.sources import movielens
 from funnelrec.data.split import GlobalTime, LeaveLastOut
 from funnelrec.evaluate.protocol import MatchResult
 from funnelrec.evaluate.significance import bootstrap_interval, paired_test
+from funnelrec.learn.distil import CatalogueDistillation
 from funnelrec.learn.fit import fit
 from funnelrec.learn.schedules import Cosine
 from funnelrec.workflow import Choice, evaluate_matchers, match_loss, validation_metrics
@@ -58,6 +59,8 @@ class Setting:
     batch: int = 64
     max_len: int = 200
     rounds: int = 5
+    soft: float = 0.0  #: share of what a teacher says, TOGETHER
+    temperature: float = 1.0
 
 
 SETTINGS = {
@@ -66,8 +69,10 @@ SETTINGS = {
     "sasrec": Setting("sasrec(embedding_dim=128, max_len=200, dropout=0.3, num_heads=2)", 60, rounds=10),
     "gru4rec": Setting("gru4rec(embedding_dim=128, max_len=200, dropout=0.2, embedding_dropout=0.2)", 40, lr=3e-3),
     "bert4rec": Setting("bert4rec(max_len=100, num_heads=2, dropout=0.1)", 90, lr=3e-3, max_len=100, rounds=10),
+    "taught": Setting("sasrec(embedding_dim=128, max_len=200, dropout=0.3, num_heads=2)", 60, rounds=10, soft=0.5),
 }
 TOGETHER = "sasrec+gru4rec"  #: both side by side, once each is trained
+TAUGHT = "taught"  #: SASRec, taught by both side by side
 SECOND = (0.25, 0.5, 1.0, 2.0)  #: weights of the second score; the validation part chooses
 #: by time most people of the test part are new, and a long training only over-fits those who were there
 BY_TIME = {
@@ -124,11 +129,16 @@ class SideBySide(nn.Module):
     def encode_users(self, batch: Batch) -> tuple[Float[Tensor, "B 1 D"], Bool[Tensor, "B 1"]]:
         """Valid where the first part's is: all read the same history."""
         users = [part.encode_users(batch) for part in self.parts]
-        vectors = [weight * user for weight, (user, _) in zip(self.weights, users, strict=True)]
-        return torch.cat(vectors, dim=2), users[0][1]
+        return self._weighed([user for user, _ in users]), users[0][1]
+
+    def encode_positions(self, batch: Batch) -> Float[Tensor, "B L D"]:
+        return self._weighed([part.encode_positions(batch) for part in self.parts])
 
     def encode_items(self, rows: Int[Tensor, "N"]) -> Float[Tensor, "N D"]:
         return torch.cat([part.encode_items(rows) for part in self.parts], dim=1)
+
+    def _weighed(self, users: Sequence[Tensor]) -> Tensor:
+        return torch.cat([weight * user for weight, user in zip(self.weights, users, strict=True)], dim=2)
 
     def user_for_target(
         self, interests: Float[Tensor, "B 1 D"], valid: Bool[Tensor, "B 1"], target: Float[Tensor, "B D"]
@@ -156,7 +166,9 @@ def together(data: Dataset, split: str, seed: int, out: Path) -> tuple[Any, dict
     return SideBySide(models, (1.0, best)), {"valid_ndcg@10": found[best], "weight": best, "minutes": round(minutes, 1)}
 
 
-def run(data: Dataset, setting: Setting, seed: int, work: Path, *, progress: bool) -> tuple[Any, dict[str, Any]]:
+def run(
+    data: Dataset, setting: Setting, seed: int, work: Path, *, teacher: Any = None, progress: bool
+) -> tuple[Any, dict[str, Any]]:
     """Train; NDCG@10 on the validation part chooses the epoch. Returns the model and what the run came to."""
     choice = Choice.parse(setting.model, "match")
     model = choice.build(data.spec, seed=seed)
@@ -166,10 +178,13 @@ def run(data: Dataset, setting: Setting, seed: int, work: Path, *, progress: boo
     batches = Batches(Windows(data, setting.max_len, setting.rounds), setting.batch, shuffle=True, seed=seed)
     epochs = setting.passes // setting.rounds
     steps = len(batches) * epochs
+    loss = match_loss(model, data)
+    if teacher is not None:
+        loss = CatalogueDistillation(teacher, temperature=setting.temperature, soft=setting.soft)
     result = fit(
         model,
         batches,
-        match_loss(model, data),
+        loss,
         epochs=epochs,
         lr=setting.lr,
         clip_norm=1.0,
@@ -247,7 +262,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             model, row = together(data, split, seed, options.out)
         else:
             work = options.out / f"work-{split}-{name}-{seed}"
-            model, row = run(data, setting_of(split, name), seed, work, progress=sys.stderr.isatty())
+            setting = setting_of(split, name)
+            teacher, before = together(data, split, seed, options.out) if setting.soft else (None, {"minutes": 0})
+            model, row = run(data, setting, seed, work, teacher=teacher, progress=sys.stderr.isatty())
+            row["minutes"] = round(row["minutes"] + before["minutes"], 1)
             row["setting"] = setting_of(split, name).model
         result = evaluate_matchers({name: model}, data, ks=KS)[name]
         np.save(options.out / f"{split}.{name}.{seed}.npy", result.metrics["ndcg@10"])

@@ -203,6 +203,28 @@ def test_a_cut_is_one_of_the_users_own_and_every_cut_comes(data: Dataset) -> Non
     assert set(drawn) == possible
 
 
+def test_a_target_lies_within_the_horizon(data: Dataset) -> None:
+    """Every one of the user's own next three events comes as a target of a cut, and no other."""
+    last = _all(NextItem(data, "train", max_len=L, mode="last"))
+    events: dict[int, list[tuple[int, int]]] = {}
+    for user, time, item in zip(last.user.tolist(), last.time.tolist(), last.target.tolist(), strict=True):
+        events.setdefault(user, []).append((time, item))
+    possible = {(u, own[n][0], i) for u, own in events.items() for n in range(len(own)) for _, i in own[n : n + 3]}
+    near = NextItem(data, "train", max_len=L, mode="cut", horizon=3)
+    drawn, histories = set(), {}
+    for seed in range(600):
+        batch = _all(near, seed)
+        drawn |= set(zip(batch.user.tolist(), batch.time.tolist(), batch.target.tolist(), strict=True))
+        histories |= {
+            (u, t): h for u, t, h in zip(batch.user.tolist(), batch.time.tolist(), batch.history.tolist(), strict=True)
+        }
+    assert drawn == possible
+    loop = Loop(data)
+    assert all(history == loop.padded(user, time) for (user, time), history in histories.items())
+    with pytest.raises(ValueError, match=r"1 unless mode='cut', received 3 and 'last'"):
+        NextItem(data, "train", max_len=L, mode="last", horizon=3)
+
+
 @pytest.mark.parametrize("part", ["valid", "test"])
 def test_queries_ask_at_the_first_moment_of_the_part(data: Dataset, part: Any) -> None:
     loop, number = Loop(data), ("train", "valid", "test").index(part)

@@ -157,13 +157,23 @@ class NextItem:
     [B, L] is the item after each position where that happens strictly later, 0 elsewhere.
     mode="last": one example a positive event with a non-empty history; `target` [B].
     mode="cut": one example a user, each time another of that user's "last" examples, chosen by the generator
-    (ComiRec trains so); a user who acts a lot weighs no more than others.
+    (ComiRec trains so); a user who acts a lot weighs no more than others. The target is one of the next `horizon`
+    events of the part, the very next one unless more are asked for: what a user takes within a session says little
+    of what she will take in a month (Pancha et al. 2022, arXiv:2205.04507, Sec. 3.2: dense all-action).
     """
 
     def __init__(
-        self, dataset: Dataset, part: Part, *, max_len: int, mode: Literal["all", "last", "cut"] = "all"
+        self,
+        dataset: Dataset,
+        part: Part,
+        *,
+        max_len: int,
+        mode: Literal["all", "last", "cut"] = "all",
+        horizon: int = 1,
     ) -> None:
         _need_length(max_len, 1)
+        if horizon < 1 or (horizon > 1 and mode != "cut"):
+            raise ValueError(f"horizon must be at least 1, and 1 unless mode='cut', received {horizon} and {mode!r}")
         if mode not in ("all", "last", "cut"):
             raise ValueError(f"mode must be all, last or cut, received {mode!r}")
         if mode == "all" and part != "train":
@@ -172,6 +182,7 @@ class NextItem:
         self.part = part
         self.max_len = max_len
         self.mode = mode
+        self.horizon = horizon
         if mode == "all":
             self._users = self._users_with_targets()
             return
@@ -200,11 +211,15 @@ class NextItem:
         """The examples `index`; `generator` draws the cuts."""
         if self.mode == "all":
             return self._sequences(self._users[index])
+        later = index
         if self.mode == "cut":
             if generator is None:
                 raise ValueError("cuts are drawn at random: give gather a torch.Generator")
-            share = torch.rand(len(index), generator=generator, dtype=torch.float64)
-            index = self._starts[index] + (share * self._counts[index]).long()
+            draw = torch.rand(1 + (self.horizon > 1), len(index), generator=generator, dtype=torch.float64)
+            stop = self._starts[index] + self._counts[index]
+            later = index = stop - self._counts[index] + (draw[0] * self._counts[index]).long()
+            if self.horizon > 1:
+                later = index + (draw[1] * (stop - index).clamp(max=self.horizon)).long()
         person, moment = self._person[index], self._moment[index]
         history, when, mask = self.dataset.histories.before(person, moment, self.max_len)
         return Batch(
@@ -213,7 +228,7 @@ class NextItem:
             history_times=when,
             user=_model_user(person, self.dataset),
             time=moment,
-            target=self._item[index],
+            target=self._item[later],
         )
 
     def _sequences(self, person: Int[Tensor, "B"]) -> Batch:

@@ -24,18 +24,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from funnelrec.core.batch import Batch
-from funnelrec.learn.losses import BCE, Loss
+from funnelrec.core.nn.linear import product
+from funnelrec.core.shapes import FIRST_KNOWN
+from funnelrec.learn.losses import BCE, LOG2_E, Loss, positions
 
-__all__ = ["Distillation", "bernoulli_kl", "softmax_kl"]
+__all__ = ["CatalogueDistillation", "Distillation", "Taught", "bernoulli_kl", "softmax_kl", "taught_batch"]
+
+CHUNK_BYTES = 4 * 2**20  #: of the scores of one model that are alive at a time
+TINY = torch.finfo(torch.float32).tiny
 
 
 def bernoulli_kl(
@@ -58,20 +64,12 @@ def softmax_kl(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Distillation:
-    """(1 − soft) · hard loss + soft · T² · KL to the teachers' probabilities, a loss for `fit` and any Ranker or
-    classifier.
-
-    teacher: a trained model of the student's kind, or several; kept in eval mode, never given a gradient, on the device
-    of the batches. It reads the same batch as the student and may read more of it (a history, say).
-    temperature: T. soft: a in [0, 1], the share of the soft loss. hard: the loss of the labels, any that asks the model
-    for nothing but its logits. Where a batch has weights, both losses are weighted.
-    """
+class Taught:
+    """What every loss with a teacher has."""
 
     teacher: nn.Module | Sequence[nn.Module]
     temperature: float = 1.0
     soft: float = 0.5
-    hard: Loss = field(default_factory=BCE)
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -86,6 +84,35 @@ class Distillation:
         """The teacher, or all of them."""
         return (self.teacher,) if isinstance(self.teacher, nn.Module) else tuple(self.teacher)
 
+    def ready(self, model: Any) -> tuple[nn.Module, ...]:
+        """The teachers in eval mode, none of which is the student."""
+        for teacher in self.teachers:
+            if teacher is model:
+                raise ValueError("a model cannot be its own teacher: it would learn nothing; pass another as teacher")
+            if any(module.training for module in teacher.modules()):
+                teacher.eval()
+        return self.teachers
+
+    def __repr__(self) -> str:
+        """Names the teachers by their weights, so that a checkpoint of a run with others is refused."""
+        teachers = ", ".join(f"{type(t).__name__}:{_digest(t)}" for t in self.teachers)
+        rest = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name != "teacher")
+        return f"{type(self).__name__}({teachers}, {rest})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Distillation(Taught):
+    """(1 − soft) · hard loss + soft · T² · KL to the teachers' probabilities, a loss for `fit` and any Ranker or
+    classifier.
+
+    teacher: a trained model of the student's kind, or several; kept in eval mode, never given a gradient, on the device
+    of the batches. It reads the same batch as the student and may read more of it (a history, say).
+    temperature: T. soft: a in [0, 1], the share of the soft loss. hard: the loss of the labels, any that asks the model
+    for nothing but its logits. Where a batch has weights, both losses are weighted.
+    """
+
+    hard: Loss = field(default_factory=BCE)
+
     def __call__(self, model: Any, batch: Batch) -> Tensor:
         """The whole loss; with soft=0 it is the hard loss of the labelled rows and no teacher is asked."""
         parts = self.parts(model, batch)
@@ -97,8 +124,7 @@ class Distillation:
 
     def parts(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         """The losses before they are mixed, {"hard", "soft"}; one whose share is 0 is left out."""
-        if any(model is teacher for teacher in self.teachers):
-            raise ValueError("a model cannot be its own teacher: it would learn nothing; pass another as teacher")
+        self.ready(model)
         logits = model(batch)
         if logits.dim() == 2 and self.soft < 1 and isinstance(self.hard, BCE):
             raise ValueError("the labels of a classifier are class numbers, not BCE's: pass hard=CrossEntropy()")
@@ -115,9 +141,7 @@ class Distillation:
     def targets(self, batch: Batch) -> Float[Tensor, "B *K"]:
         """The teachers' mean probability at the temperature, a constant."""
         total: Tensor | None = None
-        for teacher in self.teachers:
-            if any(module.training for module in teacher.modules()):
-                teacher.eval()
+        for teacher in self.ready(None):
             answer = teacher(batch).float() / self.temperature
             one = answer.softmax(1) if answer.dim() == 2 else answer.sigmoid()
             total = one if total is None else total + one
@@ -132,10 +156,106 @@ class Distillation:
             return logits.sum() * 0.0
         return self.hard(lambda _: logits[known], batch.select(known))
 
-    def __repr__(self) -> str:
-        """Names the teachers by their weights, so that a checkpoint of a run with others is refused."""
-        teachers = ", ".join(f"{type(t).__name__}:{_digest(t)}" for t in self.teachers)
-        return f"Distillation({teachers}, temperature={self.temperature}, soft={self.soft}, hard={self.hard!r})"
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CatalogueDistillation(Taught):
+    """(1 − soft) · cross-entropy + soft · T² · KL(q ‖ softmax(s / T)) over the whole catalogue, a loss for `fit` and
+    any VectorMatcher: what the teachers would recommend at each position of a history is worth more than the one item
+    that came.
+
+    teacher: one trained matcher on the same catalogue, or several, whose probabilities are averaged; it may be larger,
+    or of another kind. soft=0 is `FullSoftmax`. Memory is bounded; time grows with the number of items. Set
+    `dense = True` on the student's item table.
+    """
+
+    def __call__(self, model: Any, batch: Batch) -> Tensor:
+        teachers: Sequence[Any] = self.ready(model) if self.soft else ()
+        batch = taught_batch(model, teachers, batch)
+        users, target, keep = positions(model, batch)
+        catalogue = torch.arange(FIRST_KNOWN, model.spec.num_items, device=target.device)
+        told: list[tuple[Tensor, Tensor]] = []
+        with torch.no_grad():
+            for teacher in teachers:
+                theirs, _, known = positions(teacher, batch)
+                keep = keep & known
+                told.append((theirs, teacher.encode_items(catalogue)))
+        kept = keep.nonzero().squeeze(1)
+        users, target = users.index_select(0, kept), target.index_select(0, kept) - FIRST_KNOWN
+        if len(target) == 0:
+            return users.sum() * 0.0
+        told = [(theirs.index_select(0, kept).float(), items.float()) for theirs, items in told]
+        items = model.encode_items(catalogue)
+        total: Tensor = _SoftTargets.apply(  # type: ignore[no-untyped-call]
+            users.float(), items.float(), target, told, self.temperature, self.soft
+        )
+        return total
+
+
+def taught_batch(model: Any, teachers: Sequence[Any], batch: Batch) -> Batch:
+    """What both read of a batch: the student's `training_input` where it has one, e.g. items hidden."""
+    own = getattr(type(model), "training_input", None)
+    for teacher in teachers:
+        if getattr(type(teacher), "training_input", None) is not own:
+            raise ValueError(
+                f"{type(model).__name__} cannot be taught by {type(teacher).__name__}: one of them trains on another "
+                "input (training_input), so that their positions do not ask the same; take a teacher of its kind"
+            )
+    return batch if own is None else model.training_input(batch)
+
+
+class _SoftTargets(torch.autograd.Function):
+    """The mean over rows p of (1 − a) · CE(s_p, target_p) + a · T² · KL(q_p ‖ softmax(s_p / T)), s = u Eᵀ.
+
+    The gradient of s, (1 − a) (softmax(s) − onehot) + a T (softmax(s / T) − q), is made chunk by chunk in the forward
+    sweep, so that [P, N] scores are never held. Under bfloat16 autocast its products are in bfloat16.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        users: Float[Tensor, "P D"],
+        items: Float[Tensor, "N D"],
+        target: Int[Tensor, "P"],
+        told: list[tuple[Tensor, Tensor]],
+        temperature: float,
+        soft: float,
+    ) -> Float[Tensor, ""]:
+        device = users.device.type
+        half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+        kind = torch.bfloat16 if half else users.dtype
+        with torch.autocast(device, enabled=False):
+            own, theirs = items.to(kind), [vectors.to(kind) for _, vectors in told]
+            grad_users, grad_items = torch.empty_like(users), torch.zeros_like(items)
+            total, share = users.new_zeros(()), soft * temperature**2
+            step = max(1, CHUNK_BYTES // (4 * len(items)))
+            for start in range(0, len(users), step):
+                part = slice(start, start + step)
+                scores, row = product(users[part].to(kind), own).float(), target[part].unsqueeze(1)  # (step, N)
+                logs = (scores / temperature).log_softmax(1)
+                grad = (logs * LOG2_E).exp2_()  # softmax(s / T); exp2 takes a third of the time of exp
+                if soft:
+                    q = torch.zeros_like(scores)
+                    for (vectors, _), catalogue in zip(told, theirs, strict=True):
+                        answer = product(vectors[part].to(kind), catalogue).float()
+                        q.add_(answer.div_(temperature).softmax(1), alpha=1 / len(told))
+                    total += share * torch.linalg.vecdot(q, q.clamp(min=TINY).log_().sub_(logs)).sum()
+                    grad.sub_(q if temperature != 1 else q.mul_(soft))
+                if temperature != 1:
+                    logs = scores.log_softmax(1)
+                    grad.mul_(soft * temperature).add_((logs * LOG2_E).exp2_(), alpha=1 - soft)
+                total -= (1 - soft) * logs.gather(1, row).sum()
+                grad.scatter_add_(1, row, grad.new_full(row.shape, soft - 1))
+                grad = grad.to(kind)
+                grad_users[part] = product(grad, own.T)
+                grad_items.add_(product(grad.T, users[part].to(kind).T))
+        ctx.save_for_backward(grad_users.div_(len(users)), grad_items.div_(len(users)))
+        return total / len(users)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        users, items = ctx.saved_tensors
+        return users * outer, items * outer, None, None, None, None
 
 
 def _mean(each: Tensor, batch: Batch) -> Tensor:

@@ -48,6 +48,7 @@ __all__ = [
     "WeightedLogistic",
     "linear_cross_entropy",
     "pairs",
+    "positions",
     "shared_negatives_cross_entropy",
 ]
 
@@ -429,23 +430,27 @@ def pairs(model: Any, batch: Batch) -> tuple[Float[Tensor, "P D"], Int[Tensor, "
     """
     if hasattr(model, "training_input"):
         batch = model.training_input(batch)
-    target = batch.target
-    if target.dim() == 2:
-        users = model.encode_positions(batch).flatten(0, 1)  # (B·L, D)
-        target = target.flatten()
-        keep = target >= FIRST_KNOWN
-    else:
-        interests, valid = model.encode_users(batch)  # (B, K, D), (B, K)
-        keep = (target >= FIRST_KNOWN) & valid.any(1)
-        users = (
-            interests[:, 0]
-            if interests.shape[1] == 1
-            else model.user_for_target(interests, valid, model.encode_items(target))
-        )  # (B, D)
+    users, target, keep = positions(model, batch)
     kept = keep.nonzero().squeeze(1)
     if len(kept) == len(target):
         return users, target
     return users.index_select(0, kept), target.index_select(0, kept)
+
+
+def positions(model: Any, batch: Batch) -> tuple[Float[Tensor, "P D"], Int[Tensor, "P"], Bool[Tensor, "P"]]:
+    """User vectors and targets of a batch at all its positions, and which of them count: what `pairs` keeps."""
+    target = batch.target
+    if target.dim() == 2:
+        users = model.encode_positions(batch).flatten(0, 1)  # (B·L, D)
+        target = target.flatten()
+        return users, target, target >= FIRST_KNOWN
+    interests, valid = model.encode_users(batch)  # (B, K, D), (B, K)
+    users = (
+        interests[:, 0]
+        if interests.shape[1] == 1
+        else model.user_for_target(interests, valid, model.encode_items(target))
+    )  # (B, D)
+    return users, target, (target >= FIRST_KNOWN) & valid.any(1)
 
 
 def linear_cross_entropy(
