@@ -59,26 +59,26 @@ class Setting:
     batch: int = 64
     max_len: int = 200
     rounds: int = 5
-    soft: float = 0.0  #: share of what a teacher says, TOGETHER
-    temperature: float = 1.0
+    soft: float = 0.0  #: share of what the teacher, TOGETHER, says in the loss
 
 
+TOGETHER = "sasrec+gru4rec"  #: both side by side, once each is trained
+TAUGHT = "taught"  #: SASRec again, taught by both side by side
 SETTINGS = {
     "popularity": Setting("popularity", 0),
     "item_cf": Setting("item_cf", 0),
     "sasrec": Setting("sasrec(embedding_dim=128, max_len=200, dropout=0.3, num_heads=2)", 60, rounds=10),
     "gru4rec": Setting("gru4rec(embedding_dim=128, max_len=200, dropout=0.2, embedding_dropout=0.2)", 40, lr=3e-3),
     "bert4rec": Setting("bert4rec(max_len=100, num_heads=2, dropout=0.1)", 90, lr=3e-3, max_len=100, rounds=10),
-    "taught": Setting("sasrec(embedding_dim=128, max_len=200, dropout=0.3, num_heads=2)", 60, rounds=10, soft=0.5),
+    TAUGHT: Setting("sasrec(embedding_dim=128, max_len=200, dropout=0.2, num_heads=2)", 40, rounds=10, soft=0.9),
 }
-TOGETHER = "sasrec+gru4rec"  #: both side by side, once each is trained
-TAUGHT = "taught"  #: SASRec, taught by both side by side
 SECOND = (0.25, 0.5, 1.0, 2.0)  #: weights of the second score; the validation part chooses
 #: by time most people of the test part are new, and a long training only over-fits those who were there
 BY_TIME = {
     "sasrec": Setting("sasrec(max_len=50, dropout=0.2)", 9, lr=4e-3, max_len=50, rounds=3),
     "gru4rec": Setting("gru4rec(max_len=50, dropout=0.2, embedding_dropout=0.2)", 9, lr=4e-3, max_len=50, rounds=3),
     "bert4rec": Setting("bert4rec(max_len=50, num_heads=2, dropout=0.1)", 15, lr=4e-3, max_len=50, rounds=5),
+    TAUGHT: Setting("sasrec(max_len=50, dropout=0.2)", 9, lr=4e-3, max_len=50, rounds=3, soft=0.9),
 }
 
 
@@ -132,6 +132,7 @@ class SideBySide(nn.Module):
         return self._weighed([user for user, _ in users]), users[0][1]
 
     def encode_positions(self, batch: Batch) -> Float[Tensor, "B L D"]:
+        """What a student is taught by: after each item of the history."""
         return self._weighed([part.encode_positions(batch) for part in self.parts])
 
     def encode_items(self, rows: Int[Tensor, "N"]) -> Float[Tensor, "N D"]:
@@ -180,7 +181,7 @@ def run(
     steps = len(batches) * epochs
     loss = match_loss(model, data)
     if teacher is not None:
-        loss = CatalogueDistillation(teacher, temperature=setting.temperature, soft=setting.soft)
+        loss = CatalogueDistillation(teacher, soft=setting.soft)
     result = fit(
         model,
         batches,
