@@ -59,7 +59,7 @@ MODELS: dict[str, dict[str, Any]] = {"comirec_sa": {}, "comirec_dr": {}, "mind":
 LOSSES = {"best": BestInterestSoftmax(temperature=TEMPERATURE), "papers": FullSoftmax(temperature=TEMPERATURE)}
 WIDTHS = (4, 8, 16, 32, 64)  #: of the vectors in the table of what is possible
 POPULAR = 0.02  #: weight of the log of an item's count there, which orders the items of a sub-topic
-KNOB = (0.0, 0.0025, 0.005, 0.01, 0.02, 0.04)
+KNOB = (0.0, 0.005, 0.01, 0.02, 0.03, 0.04)
 CANDIDATES = 200
 
 
