@@ -10,7 +10,8 @@ import torch
 from funnelrec import zoo
 from funnelrec.core.batch import Batch
 from funnelrec.core.nn.embedding import Table
-from funnelrec.learn import losses
+from funnelrec.learn import distil_ranking, losses
+from funnelrec.learn.distil import CatalogueDistillation
 from funnelrec.learn.losses import extra_terms
 from funnelrec.learn.samplers import LogUniform, Popularity, Uniform
 from tests.contracts import make_spec
@@ -29,6 +30,11 @@ LOSSES: dict[str, losses.Loss] = {
         f"{kind.__name__} popularity": kind(num_negatives=8, sampler=SAMPLERS["popularity"])
         for kind in (losses.SampledBCE, losses.BPR, losses.BPRMax, losses.TOP1, losses.TOP1Max)
     },
+}
+TAUGHT: dict[str, Any] = {
+    "CatalogueDistillation": lambda teacher: CatalogueDistillation(teacher, temperature=2.0, soft=0.7),
+    "RankingDistillation": lambda teacher: distil_ranking.RankingDistillation(teacher, top=5, others=16),
+    "RelaxedRankingDistillation": lambda teacher: distil_ranking.RelaxedRankingDistillation(teacher, top=5, others=16),
 }
 VECTORS = [n for n in zoo.names() if n.startswith("match/") and hasattr(zoo.load(n), "encode_users")]
 
@@ -54,7 +60,7 @@ def value(model: Any, loss: losses.Loss) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", VECTORS)
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", [*LOSSES, *TAUGHT])
 def test_a_small_step_down_the_gradient_of_every_pair_lowers_its_loss(name: str, loss: str) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -63,7 +69,8 @@ def test_a_small_step_down_the_gradient_of_every_pair_lowers_its_loss(name: str,
         for part in model.modules():
             if isinstance(part, Table):
                 part.dense = True
-        before = value(model, LOSSES[loss])
+        trains = LOSSES[loss] if loss in LOSSES else TAUGHT[loss](zoo.load(name)(spec, embedding_dim=8))
+        before = value(model, trains)
         before.backward()
         learning = [p for p in model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in learning])
@@ -71,7 +78,7 @@ def test_a_small_step_down_the_gradient_of_every_pair_lowers_its_loss(name: str,
         with torch.no_grad():
             for p in learning:
                 p -= STEP / norm * p.grad
-            fall = float(before - value(model, LOSSES[loss]))
+            fall = float(before - value(model, trains))
     assert 0.5 < fall / (STEP * float(norm)) < 1.5
 
 

@@ -2,6 +2,7 @@
 
     loss = Distillation(teacher, temperature=2.0, soft=0.9)                          # rankers
     loss = Distillation(teacher, temperature=2.0, soft=0.9, hard=CrossEntropy())     # classifiers
+    loss = CatalogueDistillation(teacher, soft=0.9)                                  # matchers
     fit(student, batches, loss, epochs=10)
 
 Hinton, Vinyals, Dean. Distilling the knowledge in a neural network. 2015. arXiv:1503.02531, for one logit:
@@ -18,6 +19,9 @@ For the logits of classes, q = softmax(t / T) and L_soft = T² · KL(q ‖ softm
 as `nn.KLDivLoss` has it when nothing else is said, over rows and classes.
 
 Rows without a label (NaN, for classes -1) learn from the teacher alone: there are usually many more rows than labels.
+
+A matcher's classes are all items, at every position of a history; the order of the teacher's first items alone, for
+catalogues too large for that, is learnt by learn/distil_ranking.py.
 """
 
 from __future__ import annotations

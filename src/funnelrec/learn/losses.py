@@ -6,6 +6,7 @@
 | a classifier, by `batch.label` | CrossEntropy: logits [B, classes] against class numbers           |
 | a VectorMatcher, `batch.target`| FullSoftmax, SampledSoftmax, InBatchSoftmax: all items or a sample |
 |                                | SampledBCE, GBCE, BPR, BPRMax, TOP1, TOP1Max: target and negatives |
+| a student, by a teacher        | learn/distil.py, learn/distil_ranking.py                          |
 
 `pairs` turns a batch into P user vectors and the item row that each of them should find; rows 0 (padding) and 1
 (unknown) are never a target and never a class. All softmax losses run through one sweep (`_LogSumExp`) that never holds
