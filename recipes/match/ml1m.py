@@ -123,7 +123,10 @@ class SideBySide(nn.Module):
     def __init__(self, parts: Sequence[Any], weights: Sequence[float]) -> None:
         super().__init__()
         self.parts: Any = nn.ModuleList(parts)
-        self.weights = tuple(weights)
+        self.weights: Tensor
+        self.register_buffer(
+            "weights", torch.tensor(weights)
+        )  # a buffer, for a checkpoint names a teacher by its state
         self.max_len = max(part.max_len for part in parts)  # the evaluation reads so much of each history
 
     def encode_users(self, batch: Batch) -> tuple[Float[Tensor, "B 1 D"], Bool[Tensor, "B 1"]]:
@@ -179,9 +182,8 @@ def run(
     batches = Batches(Windows(data, setting.max_len, setting.rounds), setting.batch, shuffle=True, seed=seed)
     epochs = setting.passes // setting.rounds
     steps = len(batches) * epochs
-    loss = match_loss(model, data)
-    if teacher is not None:
-        loss = CatalogueDistillation(teacher, soft=setting.soft)
+    alone = match_loss(model, data)
+    loss = alone if teacher is None else CatalogueDistillation(teacher, soft=setting.soft)
     result = fit(
         model,
         batches,
@@ -267,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             teacher, before = together(data, split, seed, options.out) if setting.soft else (None, {"minutes": 0})
             model, row = run(data, setting, seed, work, teacher=teacher, progress=sys.stderr.isatty())
             row["minutes"] = round(row["minutes"] + before["minutes"], 1)
-            row["setting"] = setting_of(split, name).model
+            row["setting"], row["soft"] = setting.model, setting.soft
         result = evaluate_matchers({name: model}, data, ks=KS)[name]
         np.save(options.out / f"{split}.{name}.{seed}.npy", result.metrics["ndcg@10"])
         row = {"split": split, "model": name, "seed": seed, **measured(result), **row}

@@ -205,21 +205,20 @@ def test_a_cut_is_one_of_the_users_own_and_every_cut_comes(data: Dataset) -> Non
 
 def test_a_target_lies_within_the_horizon(data: Dataset) -> None:
     """Every one of the user's own next three events comes as a target of a cut, and no other."""
-    last = _all(NextItem(data, "train", max_len=L, mode="last"))
-    events: dict[int, list[tuple[int, int]]] = {}
-    for user, time, item in zip(last.user.tolist(), last.time.tolist(), last.target.tolist(), strict=True):
-        events.setdefault(user, []).append((time, item))
-    possible = {(u, own[n][0], i) for u, own in events.items() for n in range(len(own)) for _, i in own[n : n + 3]}
+    loop = Loop(data)
+    own: dict[int, list[tuple[int, int]]] = {}
+    for u, i, t, part, positive in loop.events:  # in order of time
+        if part == 0 and positive and i >= 2 and loop.before(u, t):
+            own.setdefault(u, []).append((t, i))
+    possible = {(u, e[n][0], i) for u, e in own.items() for n in range(len(e)) for _, i in e[n : n + 3]}
     near = NextItem(data, "train", max_len=L, mode="cut", horizon=3)
     drawn, histories = set(), {}
     for seed in range(600):
         batch = _all(near, seed)
-        drawn |= set(zip(batch.user.tolist(), batch.time.tolist(), batch.target.tolist(), strict=True))
-        histories |= {
-            (u, t): h for u, t, h in zip(batch.user.tolist(), batch.time.tolist(), batch.history.tolist(), strict=True)
-        }
+        users, times = batch.user.tolist(), batch.time.tolist()
+        drawn |= set(zip(users, times, batch.target.tolist(), strict=True))
+        histories |= {(u, t): h for u, t, h in zip(users, times, batch.history.tolist(), strict=True)}
     assert drawn == possible
-    loop = Loop(data)
     assert all(history == loop.padded(user, time) for (user, time), history in histories.items())
     with pytest.raises(ValueError, match=r"1 unless mode='cut', received 3 and 'last'"):
         NextItem(data, "train", max_len=L, mode="last", horizon=3)

@@ -83,7 +83,7 @@ def test_any_shape_and_any_chunk(p: int, n: int, d: int, chunk: int, seed: int, 
     if not (target >= 2).any():
         target[0] = 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(losses, "_chunk_rows", lambda row_bytes: max(1, chunk // row_bytes))
+        patch.setattr(losses, "chunk_rows", lambda row_bytes: max(1, chunk // row_bytes))
         ours = gradients(lambda u, e: linear_cross_entropy(u, e, target), users, items)
     real = torch.where(target >= 2, target, 0)
     theirs = gradients(lambda u, e: plain(u, e, real), users, items)
@@ -188,7 +188,7 @@ def test_shared_negatives_against_the_plain_form(
     q = torch.rand(12, generator=generator, dtype=torch.float64).log()
     corrections = (q[target], q[rows]) if log_q else (None, None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(losses, "_chunk_rows", lambda row_bytes: max(1, chunk // row_bytes))
+        patch.setattr(losses, "chunk_rows", lambda row_bytes: max(1, chunk // row_bytes))
         ours = gradients(
             lambda u, y, e: shared_negatives_cross_entropy(
                 u, y, e, target, rows, target_log_q=corrections[0], negative_log_q=corrections[1]

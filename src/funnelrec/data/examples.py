@@ -159,7 +159,7 @@ class NextItem:
     mode="cut": one example a user, each time another of that user's "last" examples, chosen by the generator
     (ComiRec trains so); a user who acts a lot weighs no more than others. The target is one of the next `horizon`
     events of the part, the very next one unless more are asked for: what a user takes within a session says little
-    of what she will take in a month (Pancha et al. 2022, arXiv:2205.04507, Sec. 3.2: dense all-action).
+    of what she will take in a month (Pancha et al. 2022, arXiv:2205.04507, whose window is one of days).
     """
 
     def __init__(
@@ -216,10 +216,11 @@ class NextItem:
             if generator is None:
                 raise ValueError("cuts are drawn at random: give gather a torch.Generator")
             draw = torch.rand(1 + (self.horizon > 1), len(index), generator=generator, dtype=torch.float64)
-            stop = self._starts[index] + self._counts[index]
-            later = index = stop - self._counts[index] + (draw[0] * self._counts[index]).long()
+            start, count = self._starts[index], self._counts[index]
+            index = start + (draw[0] * count).long()
+            later = index
             if self.horizon > 1:
-                later = index + (draw[1] * (stop - index).clamp(max=self.horizon)).long()
+                later = index + (draw[1] * (start + count - index).clamp(max=self.horizon)).long()
         person, moment = self._person[index], self._moment[index]
         history, when, mask = self.dataset.histories.before(person, moment, self.max_len)
         return Batch(

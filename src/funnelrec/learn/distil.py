@@ -18,7 +18,8 @@ Several teachers are averaged as probabilities: a mean of logits would be surer 
 For the logits of classes, q = softmax(t / T) and L_soft = T² · KL(q ‖ softmax(s / T)), the mean over the rows and not,
 as `nn.KLDivLoss` has it when nothing else is said, over rows and classes.
 
-Rows without a label (NaN, for classes -1) learn from the teacher alone: there are usually many more rows than labels.
+Rows of rankers and classifiers without a label (NaN, for classes -1) learn from the teacher alone: there are usually
+many more rows than labels.
 
 A matcher's classes are all items, at every position of a history; the order of the teacher's first items alone, for
 catalogues too large for that, is learnt by learn/distil_ranking.py.
@@ -40,11 +41,18 @@ from torch.autograd.function import once_differentiable
 from funnelrec.core.batch import Batch
 from funnelrec.core.nn.linear import product
 from funnelrec.core.shapes import FIRST_KNOWN
-from funnelrec.learn.losses import BCE, LOG2_E, Loss, positions
+from funnelrec.learn.losses import BCE, LOG2_E, Loss, chunk_rows, positions
 
-__all__ = ["CatalogueDistillation", "Distillation", "Taught", "bernoulli_kl", "softmax_kl", "taught_batch"]
+__all__ = [
+    "Answers",
+    "CatalogueDistillation",
+    "Distillation",
+    "WithTeacher",
+    "bernoulli_kl",
+    "softmax_kl",
+    "taught_batch",
+]
 
-CHUNK_BYTES = 4 * 2**20  #: of the scores of one model that are alive at a time
 TINY = torch.finfo(torch.float32).tiny
 
 
@@ -67,21 +75,19 @@ def softmax_kl(
     return divergence
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Taught:
-    """What every loss with a teacher has."""
+class WithTeacher:
+    """What every loss with a `teacher`, one or several, and a share `soft` of what it says has in common."""
 
     teacher: nn.Module | Sequence[nn.Module]
-    temperature: float = 1.0
-    soft: float = 0.5
+    soft: float
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be positive, received {self.temperature}")
         if not 0 <= self.soft <= 1:
             raise ValueError(f"soft is the share of the soft loss, between 0 and 1, received {self.soft}")
         if not self.teachers:
             raise ValueError("distillation needs at least one teacher, received none")
+        if not getattr(self, "temperature", 1.0) > 0:
+            raise ValueError(f"temperature must be positive, received {getattr(self, 'temperature', 1.0)}")
 
     @property
     def teachers(self) -> tuple[nn.Module, ...]:
@@ -100,12 +106,12 @@ class Taught:
     def __repr__(self) -> str:
         """Names the teachers by their weights, so that a checkpoint of a run with others is refused."""
         teachers = ", ".join(f"{type(t).__name__}:{_digest(t)}" for t in self.teachers)
-        rest = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name != "teacher")
+        rest = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.name != "teacher")  # type: ignore[arg-type]
         return f"{type(self).__name__}({teachers}, {rest})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Distillation(Taught):
+class Distillation(WithTeacher):
     """(1 − soft) · hard loss + soft · T² · KL to the teachers' probabilities, a loss for `fit` and any Ranker or
     classifier.
 
@@ -115,6 +121,9 @@ class Distillation(Taught):
     for nothing but its logits. Where a batch has weights, both losses are weighted.
     """
 
+    teacher: nn.Module | Sequence[nn.Module]
+    temperature: float = 1.0
+    soft: float = 0.5
     hard: Loss = field(default_factory=BCE)
 
     def __call__(self, model: Any, batch: Batch) -> Tensor:
@@ -162,35 +171,35 @@ class Distillation(Taught):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class CatalogueDistillation(Taught):
+class CatalogueDistillation(WithTeacher):
     """(1 − soft) · cross-entropy + soft · T² · KL(q ‖ softmax(s / T)) over the whole catalogue, a loss for `fit` and
     any VectorMatcher: what the teachers would recommend at each position of a history is worth more than the one item
     that came.
 
     teacher: one trained matcher on the same catalogue, or several, whose probabilities are averaged; it may be larger,
-    or of another kind. soft=0 is `FullSoftmax`. Memory is bounded; time grows with the number of items. Set
-    `dense = True` on the student's item table.
+    or of another kind, and scores as it serves, by the best of its interests. Positions of which it knows nothing are
+    left out. A score is a logit as it is: it means nothing here in a model that was trained with a temperature of its
+    own (`FullSoftmax(temperature=.1)`). Memory is bounded; time grows with the number of items. Set `dense = True` on
+    the student's item table.
     """
 
+    teacher: nn.Module | Sequence[nn.Module]
+    temperature: float = 1.0
+    soft: float = 0.5
+
     def __call__(self, model: Any, batch: Batch) -> Tensor:
-        teachers: Sequence[Any] = self.ready(model) if self.soft else ()
+        teachers = self.ready(model) if self.soft else ()
         batch = taught_batch(model, teachers, batch)
         users, target, keep = positions(model, batch)
-        catalogue = torch.arange(FIRST_KNOWN, model.spec.num_items, device=target.device)
-        told: list[tuple[Tensor, Tensor]] = []
-        with torch.no_grad():
-            for teacher in teachers:
-                theirs, _, known = positions(teacher, batch)
-                keep = keep & known
-                told.append((theirs, teacher.encode_items(catalogue)))
+        answers = [Answers(teacher, batch, model.spec.num_items) for teacher in teachers]
+        for answer in answers:
+            keep = keep & answer.known
         kept = keep.nonzero().squeeze(1)
-        users, target = users.index_select(0, kept), target.index_select(0, kept) - FIRST_KNOWN
-        if len(target) == 0:
+        if len(kept) == 0:
             return users.sum() * 0.0
-        told = [(theirs.index_select(0, kept).float(), items.float()) for theirs, items in told]
-        items = model.encode_items(catalogue)
+        items = model.encode_items(torch.arange(FIRST_KNOWN, model.spec.num_items, device=target.device))
         total: Tensor = _SoftTargets.apply(  # type: ignore[no-untyped-call]
-            users.float(), items.float(), target, told, self.temperature, self.soft
+            users[kept].float(), items.float(), target[kept] - FIRST_KNOWN, answers, kept, self.temperature, self.soft
         )
         return total
 
@@ -199,12 +208,42 @@ def taught_batch(model: Any, teachers: Sequence[Any], batch: Batch) -> Batch:
     """What both read of a batch: the student's `training_input` where it has one, e.g. items hidden."""
     own = getattr(type(model), "training_input", None)
     for teacher in teachers:
-        if getattr(type(teacher), "training_input", None) is not own:
+        if batch.target.dim() == 2 and getattr(type(teacher), "training_input", None) is not own:
             raise ValueError(
                 f"{type(model).__name__} cannot be taught by {type(teacher).__name__}: one of them trains on another "
                 "input (training_input), so that their positions do not ask the same; take a teacher of its kind"
             )
     return batch if own is None else model.training_input(batch)
+
+
+class Answers:
+    """What a teacher says of every real item at each position of a batch, a few positions at a time.
+
+    `known` [P]: where it knows anything of the user. Several interests answer as in serving, by the best of them.
+    """
+
+    @torch.no_grad()
+    def __init__(self, teacher: Any, batch: Batch, num_items: int) -> None:
+        own = getattr(getattr(teacher, "spec", None), "num_items", num_items)
+        if own != num_items:
+            raise ValueError(f"teacher and student need the same catalogue, received {own} and {num_items} item rows")
+        if batch.target.dim() == 2:
+            users = teacher.encode_positions(batch).flatten(0, 1).unsqueeze(1)  # (P, 1, D)
+            valid = torch.ones(users.shape[:2], dtype=torch.bool, device=users.device)
+        else:
+            users, valid = teacher.encode_users(batch)  # (P, K, D), (P, K)
+        items = teacher.encode_items(torch.arange(FIRST_KNOWN, num_items, device=users.device))
+        self.users, self.items = users.detach().float(), items.detach().float()
+        self.valid, self.known = valid, valid.any(1)
+
+    def scores(self, rows: Int[Tensor, "p"], kind: torch.dtype = torch.float32) -> Float[Tensor, "p N"]:
+        """Scores of all real items at these positions, in float32 from products in `kind`."""
+        users = self.users[rows].to(kind)  # (p, K, D)
+        found = product(users.flatten(0, 1), self.items.to(kind)).float()
+        if users.shape[1] == 1:
+            return found
+        found = found.view(*users.shape[:2], -1).masked_fill_(~self.valid[rows].unsqueeze(2), -torch.inf)
+        return found.amax(1)
 
 
 class _SoftTargets(torch.autograd.Function):
@@ -220,7 +259,8 @@ class _SoftTargets(torch.autograd.Function):
         users: Float[Tensor, "P D"],
         items: Float[Tensor, "N D"],
         target: Int[Tensor, "P"],
-        told: list[tuple[Tensor, Tensor]],
+        answers: Sequence[Answers],
+        kept: Int[Tensor, "P"],
         temperature: float,
         soft: float,
     ) -> Float[Tensor, ""]:
@@ -228,20 +268,21 @@ class _SoftTargets(torch.autograd.Function):
         half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
         kind = torch.bfloat16 if half else users.dtype
         with torch.autocast(device, enabled=False):
-            own, theirs = items.to(kind), [vectors.to(kind) for _, vectors in told]
+            own = items.to(kind)
             grad_users, grad_items = torch.empty_like(users), torch.zeros_like(items)
             total, share = users.new_zeros(()), soft * temperature**2
-            step = max(1, CHUNK_BYTES // (4 * len(items)))
+            step = chunk_rows(4 * len(items))
             for start in range(0, len(users), step):
                 part = slice(start, start + step)
-                scores, row = product(users[part].to(kind), own).float(), target[part].unsqueeze(1)  # (step, N)
+                mine, row = users[part].to(kind), target[part].unsqueeze(1)
+                scores = product(mine, own).float()  # (p, N)
                 logs = (scores / temperature).log_softmax(1)
                 grad = (logs * LOG2_E).exp2_()  # softmax(s / T); exp2 takes a third of the time of exp
-                if soft:
+                if answers:
                     q = torch.zeros_like(scores)
-                    for (vectors, _), catalogue in zip(told, theirs, strict=True):
-                        answer = product(vectors[part].to(kind), catalogue).float()
-                        q.add_(answer.div_(temperature).softmax(1), alpha=1 / len(told))
+                    for answer in answers:
+                        said = answer.scores(kept[part], kind).div_(temperature)
+                        q.add_(said.softmax(1), alpha=1 / len(answers))
                     total += share * torch.linalg.vecdot(q, q.clamp(min=TINY).log_().sub_(logs)).sum()
                     grad.sub_(q if temperature != 1 else q.mul_(soft))
                 if temperature != 1:
@@ -251,7 +292,7 @@ class _SoftTargets(torch.autograd.Function):
                 grad.scatter_add_(1, row, grad.new_full(row.shape, soft - 1))
                 grad = grad.to(kind)
                 grad_users[part] = product(grad, own.T)
-                grad_items.add_(product(grad.T, users[part].to(kind).T))
+                grad_items.add_(product(grad.T, mine.T))
         ctx.save_for_backward(grad_users.div_(len(users)), grad_items.div_(len(users)))
         return total / len(users)
 
@@ -259,7 +300,7 @@ class _SoftTargets(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
         users, items = ctx.saved_tensors
-        return users * outer, items * outer, None, None, None, None
+        return users * outer, items * outer, None, None, None, None, None
 
 
 def _mean(each: Tensor, batch: Batch) -> Tensor:

@@ -13,14 +13,16 @@ Tang, Wang. Ranking Distillation. KDD 2018. arXiv:1809.07428            RankingD
     L   = (1 − a) · hard − a · Σ_r w_r log σ(s_{π_r})      π_1 … π_K the teacher's order, s the student's scores
     w_r ∝ exp(−r / λ) · tanh(max(μ (r̂_r − r), 0))         r̂_r the student's rank of π_r, from a sample of items
 Kang, Hwang, Kweon, Yu. DE-RRD. CIKM 2020. arXiv:2012.04357             RelaxedRankingDistillation
-    L   = (1 − a) · hard − a · Σ_k [s_{π_k} − log(Σ_{i ≥ k} exp s_{π_i} + Σ_l exp s_{u_l})]      u a uniform sample
-Differs: in RRD the sum over k is divided by K, so that `top` does not weigh the loss, and the plain best K are taken,
-as the authors' note on their code recommends; the sample is shared by the batch. In both, items of the sample that
-are among the K or observed are left out.
+    L   = hard − λ · Σ_k [s_{π_k} − log(Σ_{i ≥ k} exp s_{π_i} + Σ_l exp s_{u_l})]      u a uniform sample
+Differs: both weights of RD count from the first step on, where the authors begin with the first alone; the student's
+rank is exact among the K and estimated among the others. RRD is mixed like RD, (1 − a) · hard + a · soft, its sum over
+k divided by K, and the plain best K are taken, as the authors' note on their code recommends. The sample is shared by
+the batch; items of it that are among the K or observed are left out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,12 +30,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from funnelrec.core.batch import Batch
-from funnelrec.core.nn.linear import product
 from funnelrec.core.shapes import FIRST_KNOWN
-from funnelrec.learn.distil import CHUNK_BYTES, Taught, taught_batch
-from funnelrec.learn.losses import FullSoftmax, Loss, positions
+from funnelrec.learn.distil import Answers, WithTeacher, taught_batch
+from funnelrec.learn.losses import SCORES_BYTES, Loss, SampledBCE, SampledSoftmax, chunk_rows, positions
 
 __all__ = ["RankingDistillation", "RelaxedRankingDistillation", "discrepancy_weights", "relaxed_ranking_loss"]
 
@@ -44,9 +46,8 @@ def discrepancy_weights(rank: Float[Tensor, "P K"], place: float, discrepancy: f
     0 where the student already ranks an item as high as the teacher; all 0 where it does so for all of them.
     """
     r = torch.arange(1, rank.shape[1] + 1, device=rank.device)
-    weights = torch.exp(-r / place) * torch.tanh(discrepancy * (rank - r).clamp(min=0))
-    normalised: Tensor = weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
-    return normalised
+    weights = torch.exp(-r.double() / place) * torch.tanh(discrepancy * (rank - r).clamp(min=0))  # (P, K)
+    return (weights / weights.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)).to(rank.dtype)
 
 
 def relaxed_ranking_loss(
@@ -59,13 +60,12 @@ def relaxed_ranking_loss(
     return loss
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class _Ranked(Taught):
+class _Ranked(WithTeacher):
     """The part that both losses share: the teacher's first items at each position, and the student's scores of them."""
 
-    top: int = 10
-    others: int = 100
-    hard: Loss = field(default_factory=FullSoftmax)
+    top: int
+    others: int
+    hard: Loss
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,46 +78,65 @@ class _Ranked(Taught):
         (teacher,) = self.ready(model)
         if self.soft == 0:
             return self.hard(model, batch)
-        observed = torch.cat([batch.history, batch.target.view(len(batch.history), -1)], 1).long()  # (B, L + 1 or 2 L)
+        observed = torch.cat([batch.history, batch.target.view(len(batch.history), -1)], 1)  # (B, L + 1 or 2 L)
         batch = taught_batch(model, (teacher,), batch)
         student = _Once(model)
-        users, target, keep = positions(student, batch)
-        with torch.no_grad():
-            theirs, _, known = positions(teacher, batch)
-            kept = (keep & known).nonzero().squeeze(1)
-            example = kept // (len(target) // len(batch.history))
-            wanted = self._first(teacher, theirs[kept], observed, example)  # (P, top)
-        sample = torch.randint(FIRST_KNOWN, model.spec.num_items, (self.others,)).to(target.device)
-        rows, place = torch.unique(torch.cat([wanted.flatten(), sample]), return_inverse=True)
-        vectors = model.encode_items(rows)
-        of_wanted, of_sample = place[: wanted.numel()].view(wanted.shape), place[wanted.numel() :]
-        users = users[kept]
-        scores = torch.einsum("pd,pkd->pk", users, F.embedding(of_wanted, vectors)).float()
-        other = (users @ vectors[of_sample].T).float()  # (P, others)
-        real = ~_holds(wanted, sample) & ~_holds(observed, sample)[example]
-        soft = self._ranking(scores, other, real, model.spec.num_items)
-        soft = soft.sum() / max(1, len(kept))
+        soft = self._soft(student, Answers(teacher, batch, model.spec.num_items), batch, observed)
         return soft if self.soft == 1 else (1 - self.soft) * self.hard(student, batch) + self.soft * soft
 
-    def _first(self, teacher: Any, users: Tensor, observed: Tensor, example: Tensor) -> Int[Tensor, "P K"]:
-        """The teacher's best `top` items a position that the example has not got."""
-        items = teacher.encode_items(torch.arange(teacher.spec.num_items, device=users.device)).to(users.dtype)
-        step = max(1, CHUNK_BYTES // (4 * len(items)))
-        found = []
-        for start in range(0, len(users), step):
-            scores = product(users[start : start + step], items).float()
-            scores[:, :FIRST_KNOWN] = -torch.inf
-            scores.scatter_(1, observed[example[start : start + step]], -torch.inf)
-            best = scores.topk(min(self.top, scores.shape[1]))
-            if self.top > scores.shape[1] or best.values.isneginf().any():
+    def _soft(self, student: Any, answers: Answers, batch: Batch, observed: Tensor) -> Tensor:
+        """The mean over the positions that count and of which the teacher knows anything."""
+        users, target, keep = positions(student, batch)
+        kept = (keep & answers.known).nonzero().squeeze(1)  # (P,)
+        seen = observed[kept // (len(target) // len(observed))]
+        wanted = self._first(answers, kept, seen)  # (P, K)
+        sample = torch.randint(FIRST_KNOWN, student.spec.num_items, (self.others,)).to(target.device)
+        rows, place = torch.unique(torch.cat([wanted.flatten(), sample]), return_inverse=True)
+        vectors = student.encode_items(rows)
+        of_wanted, of_sample = place[: wanted.numel()].view(wanted.shape), place[wanted.numel() :]
+        step = max(1, SCORES_BYTES // (4 * (self.top * users.shape[1] + self.top * self.others)))
+        total = users.sum() * 0.0
+        for start in range(0, len(kept), step):
+            part = slice(start, start + step)
+            out = torch.cat([wanted[part], seen[part]], 1).sort(1).values  # (p, K + L)
+            real = ~_holds(out, sample)
+            rest = student.spec.num_items - FIRST_KNOWN - _distinct(out)  # (p, 1) items that `real` stands for
+            chunk = (users[kept[part]], vectors, of_wanted[part], of_sample, real, rest)
+            total = total + (
+                self._sum(*chunk) if step >= len(kept) else checkpoint(self._sum, *chunk, use_reentrant=False)
+            )
+        return total / max(1, len(kept))
+
+    def _first(self, answers: Answers, kept: Tensor, seen: Tensor) -> Int[Tensor, "P K"]:
+        """The teacher's best `top` item rows at each position, without those in `seen`."""
+        found = [kept.new_empty(0, self.top)]
+        count = len(answers.items)
+        step = chunk_rows(4 * count)
+        for start in range(0, len(kept), step):
+            part = slice(start, start + step)
+            scores = F.pad(answers.scores(kept[part]), (FIRST_KNOWN, 0), value=-torch.inf)  # (p, rows)
+            best = scores.scatter_(1, seen[part], -torch.inf).topk(min(self.top, count))
+            if self.top > count or best.values.isneginf().any():
                 raise ValueError(
-                    f"there are no top={self.top} items that a user has not taken among {len(items) - FIRST_KNOWN}; "
-                    "choose a smaller top"
+                    f"there are no top={self.top} items that a user has not taken among {count}; choose a smaller top"
                 )
             found.append(best.indices)
-        return torch.cat(found) if found else example.new_empty(0, self.top)
+        return torch.cat(found)
 
-    def _ranking(self, scores: Tensor, other: Tensor, real: Tensor, num_items: int) -> Float[Tensor, "P"]:
+    def _sum(
+        self, users: Tensor, vectors: Tensor, wanted: Tensor, sample: Tensor, real: Tensor, rest: Tensor
+    ) -> Tensor:
+        """Sum over p positions; `wanted` [p, K] and `sample` [L] point into `vectors`."""
+        scores = torch.einsum("pd,pkd->pk", users, F.embedding(wanted, vectors)).float()
+        return self._ranking(scores, (users @ vectors[sample].T).float(), real, rest).sum()
+
+    def _ranking(
+        self,
+        scores: Float[Tensor, "p K"],
+        other: Float[Tensor, "p L"],
+        real: Bool[Tensor, "p L"],
+        rest: Int[Tensor, "p one"],
+    ) -> Float[Tensor, "p"]:
         raise NotImplementedError
 
 
@@ -126,18 +145,24 @@ class RankingDistillation(_Ranked):
     """(1 − soft) · hard + soft · the weighted logistic loss of the teacher's first `top` items, for a VectorMatcher.
 
     `place` λ: ranks after which an item counts a third; `discrepancy` μ: how fast a rank that is too low counts;
-    `others`: the size of the sample that ranks are estimated from. `temperature` has no meaning here.
+    `others`: the size of the sample that ranks are estimated from. `hard` must know negatives: the soft part has none.
+    Of several interests the one that the target chose is taught.
     """
 
+    teacher: nn.Module | Sequence[nn.Module]
+    soft: float = 0.5
+    top: int = 10
+    others: int = 100
+    hard: Loss = field(default_factory=SampledBCE)
     place: float = 10.0
     discrepancy: float = 0.1
 
-    def _ranking(self, scores: Tensor, other: Tensor, real: Tensor, num_items: int) -> Float[Tensor, "P"]:
+    def _ranking(self, scores: Tensor, other: Tensor, real: Tensor, rest: Tensor) -> Float[Tensor, "p"]:
         with torch.no_grad():
-            above = ((other.unsqueeze(1) > scores.unsqueeze(2)) & real.unsqueeze(1)).sum(2)  # (P, K)
-            count = real.sum(1, keepdim=True).clamp(min=1)
-            rank = (above * (num_items - FIRST_KNOWN - 1) / count).floor() + 1
-            weights = discrepancy_weights(rank, self.place, self.discrepancy)
+            above = ((other.unsqueeze(1) > scores.unsqueeze(2)) & real.unsqueeze(1)).sum(2)  # (p, K)
+            outside = (above * rest / real.sum(1, keepdim=True).clamp(min=1)).floor()
+            within = (scores.unsqueeze(1) > scores.unsqueeze(2)).sum(2)  # (p, K)
+            weights = discrepancy_weights(1 + outside + within, self.place, self.discrepancy)
         return -(weights * F.logsigmoid(scores)).sum(1)
 
 
@@ -145,20 +170,34 @@ class RankingDistillation(_Ranked):
 class RelaxedRankingDistillation(_Ranked):
     """(1 − soft) · hard + soft · the relaxed permutation loss of the teacher's first `top` items, for a VectorMatcher.
 
-    Only the order of those counts, and that all of them stand above `others` sampled items, in no order.
+    Only the order of those counts, and that all of them stand above `others` sampled items, in no order. Of several
+    interests the one that the target chose is taught.
     """
 
-    def _ranking(self, scores: Tensor, other: Tensor, real: Tensor, num_items: int) -> Float[Tensor, "P"]:
+    teacher: nn.Module | Sequence[nn.Module]
+    soft: float = 0.5
+    top: int = 40
+    others: int = 40
+    hard: Loss = field(default_factory=lambda: SampledSoftmax(100))
+
+    def _ranking(self, scores: Tensor, other: Tensor, real: Tensor, rest: Tensor) -> Float[Tensor, "p"]:
         return relaxed_ranking_loss(scores, other, real)
 
 
-def _holds(rows: Int[Tensor, "P K"], sample: Int[Tensor, "L"]) -> Bool[Tensor, "P L"]:
-    """Whether each row of `rows` holds each of the items of `sample`."""
-    ordered = rows.sort(1).values
-    wanted = sample.expand(len(rows), -1).contiguous()
-    place = torch.searchsorted(ordered, wanted).clamp(max=rows.shape[1] - 1)
+def _holds(ordered: Int[Tensor, "P K"], sample: Int[Tensor, "L"]) -> Bool[Tensor, "P L"]:
+    """Whether each of the ordered rows holds each of the items of `sample`."""
+    wanted = sample.expand(len(ordered), -1).contiguous()
+    place = torch.searchsorted(ordered, wanted).clamp(max=ordered.shape[1] - 1)
     found: Tensor = ordered.gather(1, place) == wanted
     return found
+
+
+def _distinct(ordered: Int[Tensor, "P K"]) -> Int[Tensor, "P one"]:
+    """How many real items each of the ordered rows holds."""
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    torch.ne(ordered[:, 1:], ordered[:, :-1], out=first[:, 1:])
+    count: Tensor = (first & (ordered >= FIRST_KNOWN)).sum(1, keepdim=True)
+    return count
 
 
 class _Once:
@@ -166,21 +205,20 @@ class _Once:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._kept: dict[str, Any] = {}
+        self._kept: dict[str, tuple[Batch, Any]] = {}
 
     def __getattr__(self, name: str) -> Any:
         if name == "training_input":
             raise AttributeError(name)
         return getattr(self._model, name)
 
-    def encode_positions(self, batch: Batch) -> Tensor:
-        if "positions" not in self._kept:
-            self._kept["positions"] = self._model.encode_positions(batch)  # type: ignore[operator]
-        found: Tensor = self._kept["positions"]
-        return found
+    def encode_positions(self, batch: Batch) -> Any:
+        return self._encoded("encode_positions", batch)
 
-    def encode_users(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        if "users" not in self._kept:
-            self._kept["users"] = self._model.encode_users(batch)  # type: ignore[operator]
-        users: tuple[Tensor, Tensor] = self._kept["users"]
-        return users
+    def encode_users(self, batch: Batch) -> Any:
+        return self._encoded("encode_users", batch)
+
+    def _encoded(self, how: str, batch: Batch) -> Any:
+        if how not in self._kept or self._kept[how][0] is not batch:
+            self._kept[how] = batch, getattr(self._model, how)(batch)
+        return self._kept[how][1]

@@ -548,7 +548,7 @@ class _LogSumExp(torch.autograd.Function):
     ) -> Tensor:
         count, columns = len(users), len(items)
         kind = torch.bfloat16 if half else users.dtype
-        step = min(count, _chunk_rows(columns * kind.itemsize))
+        step = min(count, chunk_rows(columns * kind.itemsize))
         safe = _exponentials_are_safe(users, items, bias, own)
         need_users, need_items, _, need_own, *_ = ctx.needs_input_grad
         grad_users = torch.empty_like(users) if need_users else None
@@ -610,7 +610,7 @@ def _mean_log_sum_exp(*arguments: Any) -> Tensor:
     return total
 
 
-def _chunk_rows(row_bytes: int) -> int:
+def chunk_rows(row_bytes: int) -> int:
     """Rows of logits to hold at a time."""
     return max(1, CHUNK_BYTES // row_bytes, min(WIDE_ROWS, WIDE_BYTES // row_bytes))
 
