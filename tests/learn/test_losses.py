@@ -151,7 +151,7 @@ def test_options_out_of_range(options: dict[str, float], message: str) -> None:
 
 @pytest.mark.parametrize(("items", "rows"), [(3_418, 306), (50_000, 256), (1_000_000, 16), (20_000_000, 1)])
 def test_chunks_stay_within_their_megabytes(items: int, rows: int) -> None:
-    assert losses._chunk_rows(4 * items) == rows
+    assert losses.chunk_rows(4 * items) == rows
 
 
 # ---- shared negatives ----
