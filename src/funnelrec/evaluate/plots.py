@@ -212,7 +212,7 @@ def curve(title: str, subtitle: str, points: Sequence[CurvePoint], *, diversity:
         axis.annotate(
             point.label,
             (point.diversity, point.accuracy),
-            xytext=(-4, 8) if place % 2 == 0 else (4, -8),  # neighbours on opposite sides of a falling line
+            xytext=(6, 4) if place % 2 == 0 else (-6, -4),  # on both sides of a falling line, off the bars
             textcoords="offset points",
             ha="left" if place % 2 == 0 else "right",
             va="bottom" if place % 2 == 0 else "top",
