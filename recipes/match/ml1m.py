@@ -70,7 +70,7 @@ SETTINGS = {
     "sasrec": Setting("sasrec(embedding_dim=128, max_len=200, dropout=0.3, num_heads=2)", 60, rounds=10),
     "gru4rec": Setting("gru4rec(embedding_dim=128, max_len=200, dropout=0.2, embedding_dropout=0.2)", 40, lr=3e-3),
     "bert4rec": Setting("bert4rec(max_len=100, num_heads=2, dropout=0.1)", 90, lr=3e-3, max_len=100, rounds=10),
-    TAUGHT: Setting("sasrec(embedding_dim=128, max_len=200, dropout=0.2, num_heads=2)", 40, rounds=10, soft=0.9),
+    TAUGHT: Setting("sasrec(embedding_dim=128, max_len=200, dropout=0.2, num_heads=2)", 60, rounds=10, soft=0.9),
 }
 SECOND = (0.25, 0.5, 1.0, 2.0)  #: weights of the second score; the validation part chooses
 #: by time most people of the test part are new, and a long training only over-fits those who were there
