@@ -191,16 +191,18 @@ class CatalogueDistillation(WithTeacher):
         teachers = self.ready(model) if self.soft else ()
         batch = taught_batch(model, teachers, batch)
         users, target, keep = positions(model, batch)
-        answers = [Answers(teacher, batch, model.spec.num_items) for teacher in teachers]
+        device = users.device.type
+        half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+        kind = torch.bfloat16 if half else torch.float32
+        answers = [Answers(teacher, batch, model.spec.num_items, kind) for teacher in teachers]
         for answer in answers:
             keep = keep & answer.known
         kept = keep.nonzero().squeeze(1)
         if len(kept) == 0:
             return users.sum() * 0.0
         items = model.encode_items(torch.arange(FIRST_KNOWN, model.spec.num_items, device=target.device))
-        total: Tensor = _SoftTargets.apply(  # type: ignore[no-untyped-call]
-            users[kept].float(), items.float(), target[kept] - FIRST_KNOWN, answers, kept, self.temperature, self.soft
-        )
+        own = (users[kept].float(), items.float(), target[kept] - FIRST_KNOWN)
+        total: Tensor = _SoftTargets.apply(*own, answers, kept, kind, self.temperature, self.soft)  # type: ignore[no-untyped-call]
         return total
 
 
@@ -219,11 +221,12 @@ def taught_batch(model: Any, teachers: Sequence[Any], batch: Batch) -> Batch:
 class Answers:
     """What a teacher says of every real item at each position of a batch, a few positions at a time.
 
-    `known` [P]: where it knows anything of the user. Several interests answer as in serving, by the best of them.
+    `known` [P]: where it knows anything of the user. Several interests answer as in serving, by the best of them. The
+    products are in `kind`, the scores in float32.
     """
 
     @torch.no_grad()
-    def __init__(self, teacher: Any, batch: Batch, num_items: int) -> None:
+    def __init__(self, teacher: Any, batch: Batch, num_items: int, kind: torch.dtype = torch.float32) -> None:
         own = getattr(getattr(teacher, "spec", None), "num_items", num_items)
         if own != num_items:
             raise ValueError(f"teacher and student need the same catalogue, received {own} and {num_items} item rows")
@@ -233,13 +236,13 @@ class Answers:
         else:
             users, valid = teacher.encode_users(batch)  # (P, K, D), (P, K)
         items = teacher.encode_items(torch.arange(FIRST_KNOWN, num_items, device=users.device))
-        self.users, self.items = users.detach().float(), items.detach().float()
+        self.users, self.items = users.detach().to(kind), items.detach().to(kind)
         self.valid, self.known = valid, valid.any(1)
 
-    def scores(self, rows: Int[Tensor, "p"], kind: torch.dtype = torch.float32) -> Float[Tensor, "p N"]:
-        """Scores of all real items at these positions, in float32 from products in `kind`."""
-        users = self.users[rows].to(kind)  # (p, K, D)
-        found = product(users.flatten(0, 1), self.items.to(kind)).float()
+    def scores(self, rows: Int[Tensor, "p"]) -> Float[Tensor, "p N"]:
+        """Scores of all real items at these positions."""
+        users = self.users[rows]  # (p, K, D)
+        found = product(users.flatten(0, 1), self.items).float()
         if users.shape[1] == 1:
             return found
         found = found.view(*users.shape[:2], -1).masked_fill_(~self.valid[rows].unsqueeze(2), -torch.inf)
@@ -250,7 +253,7 @@ class _SoftTargets(torch.autograd.Function):
     """The mean over rows p of (1 − a) · CE(s_p, target_p) + a · T² · KL(q_p ‖ softmax(s_p / T)), s = u Eᵀ.
 
     The gradient of s, (1 − a) (softmax(s) − onehot) + a T (softmax(s / T) − q), is made chunk by chunk in the forward
-    sweep, so that [P, N] scores are never held. Under bfloat16 autocast its products are in bfloat16.
+    sweep, so that [P, N] scores are never held. Its products are in `kind`.
     """
 
     @staticmethod
@@ -261,13 +264,11 @@ class _SoftTargets(torch.autograd.Function):
         target: Int[Tensor, "P"],
         answers: Sequence[Answers],
         kept: Int[Tensor, "P"],
+        kind: torch.dtype,
         temperature: float,
         soft: float,
     ) -> Float[Tensor, ""]:
-        device = users.device.type
-        half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
-        kind = torch.bfloat16 if half else users.dtype
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(users.device.type, enabled=False):
             own = items.to(kind)
             grad_users, grad_items = torch.empty_like(users), torch.zeros_like(items)
             total, share = users.new_zeros(()), soft * temperature**2
@@ -281,7 +282,7 @@ class _SoftTargets(torch.autograd.Function):
                 if answers:
                     q = torch.zeros_like(scores)
                     for answer in answers:
-                        said = answer.scores(kept[part], kind).div_(temperature)
+                        said = answer.scores(kept[part]).div_(temperature)
                         q.add_(said.softmax(1), alpha=1 / len(answers))
                     total += share * torch.linalg.vecdot(q, q.clamp(min=TINY).log_().sub_(logs)).sum()
                     grad.sub_(q if temperature != 1 else q.mul_(soft))
@@ -300,7 +301,7 @@ class _SoftTargets(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
         users, items = ctx.saved_tensors
-        return users * outer, items * outer, None, None, None, None, None
+        return users * outer, items * outer, *[None] * 6
 
 
 def _mean(each: Tensor, batch: Batch) -> Tensor:
