@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from funnelrec.core.batch import Batch
-from funnelrec.core.nn.embedding import FieldEmbedding, Table, coalesced, suggested_dim, sum_by_row
+from funnelrec.core.nn.embedding import FieldEmbedding, Table, _in_order, coalesced, suggested_dim, sum_by_row
 from funnelrec.core.schema import CategorySpec, NumberSpec, Spec
 
 # columns: user | three slots of genre | item; rows: user 1..4, genre 5..7, item 8..9
@@ -65,6 +65,18 @@ def test_sum_by_row_equals_a_loop(ids: list[int], dtype: torch.dtype) -> None:
     assert distinct.tolist() == sorted(set(ids))
     for row, total in zip(distinct.tolist(), sums, strict=True):
         torch.testing.assert_close(total, values[rows == row].sum(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("count", [1, 2, 7, 4096, 39_999, 40_000])
+def test_rows_of_any_number_are_sorted_stably(count: int, dtype: torch.dtype) -> None:
+    """Short lists by numpy, long ones by torch; equal rows keep their order, so that sums are the same bits."""
+    for highest in (3, 2**31 - 1):
+        rows = torch.randint(0, highest, (count,), dtype=dtype, generator=torch.Generator().manual_seed(count))
+        wanted = torch.sort(rows, stable=True)
+        ordered, order = _in_order(rows)
+        assert ordered.dtype == order.dtype == torch.int64
+        assert torch.equal(ordered, wanted.values.long()) and torch.equal(order, wanted.indices)
 
 
 def test_coalesced_equals_torch() -> None:

@@ -37,6 +37,8 @@ def suggested_dim(n: int, rule: str = "log2", k: float = 6.0) -> int:
     raise ValueError(f"rule must be 'log2' or 'root4', received {rule!r}")
 
 
+RADIX = 40_000  #: so many numbers torch sorts by radix, on one thread as fast as numpy and on several faster
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -58,11 +60,27 @@ def sum_by_row(rows: Int[Tensor, "P"], values: Float[Tensor, "P D"]) -> tuple[In
     """
     if rows.numel() == 0:
         return rows.long(), values
-    ordered, order = torch.sort(rows, stable=True)
+    ordered, order = _in_order(rows)
     first = torch.ones_like(ordered, dtype=torch.bool)
     torch.ne(ordered[1:], ordered[:-1], out=first[1:])
     starts = first.nonzero().view(-1)  # (U,)
-    return ordered[starts].long(), F.embedding_bag(order, values, starts, mode="sum")
+    return ordered[starts], F.embedding_bag(order, values, starts, mode="sum")
+
+
+def _in_order(rows: Int[Tensor, "P"]) -> tuple[Int[Tensor, "P"], Int[Tensor, "P"]]:
+    """A stable sort of row numbers: the rows (int64) and where each of them stood.
+
+    torch sorts short lists by comparing and long ones by radix. On CPU short ones are packed instead, row and place in
+    one number, which numpy sorts with vector instructions: 12,800 rows in .06 ms, not .67. Both fit: a table has fewer
+    than 2^40 rows.
+    """
+    if rows.device.type != "cpu" or len(rows) >= RADIX:
+        ordered, order = torch.sort(rows, stable=True)
+        return ordered.long(), order
+    bits = (len(rows) - 1).bit_length()
+    packed = torch.arange(len(rows)).bitwise_or_(rows.long() << bits)
+    packed.numpy().sort()
+    return packed >> bits, packed & ((1 << bits) - 1)
 
 
 def coalesced(gradient: Tensor) -> Tensor:
