@@ -31,15 +31,19 @@ def test_it_runs_and_goes_on(
     recipe.main([str(tmp_path), "--models", "comirec_sa", "--interests", "1", "2"])
     printed = capsys.readouterr().out
     rows = [r.split(" | ") for r in printed.splitlines() if "comirec_sa" in r]
-    assert [r[:3] for r in rows] == [["| best", "comirec_sa", "1"], ["| best", "comirec_sa", "2"]]
+    assert [r[:4] for r in rows] == [["| best", "comirec_sa", k, "30"] for k in "12"]
     possible = [[float(x) for x in r.strip("| ").split(" | ")] for r in printed.split("\n\n")[0].splitlines()[2:]]
     narrow, wide = possible[0], possible[-1]
     assert narrow[1] > narrow[2] + 0.05  # four numbers: the sum of four of forty directions is none of them
     assert wide[1] == pytest.approx(wide[2], abs=0.03)
     stored = json.loads((tmp_path / "results.json").read_text())
-    assert stored["best comirec_sa 1 0"]["agreement"] == pytest.approx(0)  # one interest tells nothing of the true ones
+    assert stored["best comirec_sa 1 30 0"]["agreement"] == pytest.approx(
+        0
+    )  # one interest tells nothing of the true ones
     monkeypatch.setattr(recipe, "run", None)  # finished runs are not run again
     recipe.main([str(tmp_path), "--models", "comirec_sa", "--interests", "1", "2"])
+    with pytest.raises(TypeError, match="NoneType"):  # but one of another horizon is another run
+        recipe.main([str(tmp_path), "--models", "comirec_sa", "--interests", "1", "--horizon", "1"])
 
 
 def test_the_knob_trades_one_for_the_other(
@@ -52,6 +56,6 @@ def test_the_knob_trades_one_for_the_other(
     monkeypatch.setattr(recipe, "CANDIDATES", 60)
     recipe.main([str(tmp_path), "--models", "comirec_sa", "--interests", "2", "--curve"])
     table = capsys.readouterr().out.split("| knob |")[1].splitlines()[2:4]
-    low, high = (float(r.split(" | ")[2].rstrip(" |")) for r in table)
+    low, high = (float(r.split(" | ")[3].rstrip(" |")) for r in table)
     assert low < high <= 1
     assert (tmp_path / "diversity.png").exists()
