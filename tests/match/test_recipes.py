@@ -104,6 +104,8 @@ def test_matchers_side_by_side_add_their_scores(ml1m: ModuleType) -> None:
         both = ml1m.SideBySide([first, second], (1.0, 0.5))
         users, valid = both.encode_users(batch)
         torch.testing.assert_close(users[:, 0] @ both.encode_items(rows).T, scores[0] + 0.5 * scores[1])
+        teaches = both.encode_positions(batch)  # as a teacher: after each item, the newest one too
+        torch.testing.assert_close(teaches[:, -1], users[:, 0])
     assert valid.all() and users.shape == (2, 1, 10)
 
 
