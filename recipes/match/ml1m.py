@@ -127,9 +127,7 @@ class SideBySide(nn.Module):
         super().__init__()
         self.parts: Any = nn.ModuleList(parts)
         self.weights: Tensor
-        self.register_buffer(
-            "weights", torch.tensor(weights)
-        )  # a buffer, for a checkpoint names a teacher by its state
+        self.register_buffer("weights", torch.tensor(weights))  # a checkpoint names a teacher by its state
         self.max_len = max(part.max_len for part in parts)  # the evaluation reads so much of each history
 
     def encode_users(self, batch: Batch) -> tuple[Float[Tensor, "B 1 D"], Bool[Tensor, "B 1"]]:
@@ -185,8 +183,9 @@ def run(
     batches = Batches(Windows(data, setting.max_len, setting.rounds), setting.batch, shuffle=True, seed=seed)
     epochs = setting.passes // setting.rounds
     steps = len(batches) * epochs
-    alone = match_loss(model, data)
-    loss = alone if teacher is None else CatalogueDistillation(teacher, soft=setting.soft)
+    loss = match_loss(model, data)  # it also makes the tables dense, for either loss touches every row
+    if teacher is not None:
+        loss = CatalogueDistillation(teacher, soft=setting.soft)
     result = fit(
         model,
         batches,
