@@ -112,7 +112,7 @@ def amazon(path: Path | None) -> Tables:
 SOURCES = {
     "world": Source(world, max_len=20, embedding_dim=8, epochs=8, sessions={"num_sessions": 6, "session_length": 4}),
     "narrow": Source(narrow, max_len=20, embedding_dim=4, epochs=8, sessions={"num_sessions": 6, "session_length": 4}),
-    "films": Source(films, max_len=20, negatives=1, newest=80_000, epochs=8),
+    "films": Source(films, max_len=50, negatives=1, newest=200_000, epochs=8),
     "amazon": Source(
         amazon,
         max_len=20,
