@@ -4,7 +4,7 @@ Run:      python recipes/rank/sequence.py world|narrow|films|amazon [FOLDER] [--
 Hardware: 1 CPU core, 1 GB; all rows of world half an hour, the four main rows of the others 10 to 20 minutes
 Expected: test AUC above mean pooling with a 95 % interval by users, seed 0 (docs/ranking.md has the tables)
           amazon  DIN +.0218 ± .0042, DIEN +.0417 ± .0044, DSIN +.0214 ± .0045
-          films   DIN +.0002 ± .0010, DIEN +.0044 ± .0014, DSIN +.0116 ± .0016
+          films   DIN +.0030 ± .0013, DIEN +.0054 ± .0014, DSIN +.0253 ± .0025
           world   DIN +.0003 ± .0035, DIEN +.0065 ± .0047, DSIN +.0396 ± .0071
           narrow  DIN +.0062 ± .0047, DIEN +.0097 ± .0058, DSIN +.0505 ± .0078
 
