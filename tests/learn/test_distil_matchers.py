@@ -245,7 +245,8 @@ def test_the_whole_loss_position_by_position(kind: Any, step: int, monkeypatch: 
                 if kind is RelaxedRankingDistillation:
                     rest = s[others].exp().sum()
                     first, second = s[lesson[0]], s[lesson[1]]
-                    each.append(-(first - (first.exp() + second.exp() + rest).log() + second - (second.exp() + rest).log()) / 2)  # fmt: skip  # noqa: E501
+                    from_both, from_second = (first.exp() + second.exp() + rest).log(), (second.exp() + rest).log()
+                    each.append((from_both - first + from_second - second) / 2)
                 else:
                     rank = [1 + sum(bool(s[i] > s[w]) for i in [*others, *lesson]) for w in lesson]
                     weights = discrepancy_weights(torch.tensor([rank]).float(), 10.0, 0.1)[0]
