@@ -31,45 +31,48 @@ from funnelrec.core.schema import Spec
 
 __all__ = ["XDeepFM"]
 
-CHUNK = 2**20  #: products alive at a time: they are made, multiplied and forgotten inside the cache
+ROWS = 1024  #: rows whose products are alive at a time: they are made, multiplied and forgotten near the cache
 
 
 class _Compress(torch.autograd.Function):
     """Eq. (6) for R = B · D rows: out = (e ⊗ x) Wᵀ with x [R, H], e [R, F], W [N, F·H].
 
     The products e ⊗ x are F·H numbers a row, hundreds of times what goes in and out. They are made chunk by chunk,
-    forward and again backward, and never kept. The maps x stand innermost: they are many.
+    forward and again backward, and never kept. What reads them decides how they stand: forward a row has its products
+    side by side; for the gradient of W, a sum over rows, each product has its rows side by side.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, e: Tensor, weight: Tensor) -> Tensor:
         x, e, weight = (to_autocast(t) for t in (x, e, weight))
         ctx.save_for_backward(x, e, weight)
-        chunks = zip(*(torch.split(t, _rows(weight)) for t in (x, e)), strict=True)
+        chunks = zip(*(torch.split(t, ROWS) for t in (x, e)), strict=True)
         return torch.cat([product(_products(a, b), weight) for a, b in chunks])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, e, weight = ctx.saved_tensors
-        to_x, to_e, to_weight = torch.empty_like(x), torch.empty_like(e), torch.zeros_like(weight, dtype=torch.float32)
-        step = _rows(weight)
-        for start in range(0, len(x), step):
-            part = slice(start, start + step)
-            a, b, g = x[part], e[part], gradient[part].to(weight.dtype)
-            to_weight += product(g.T, _products(a, b).T)
-            back = product(g, weight.T).view(len(a), b.shape[1], a.shape[1])  # (R, F, H)
-            to_x[part] = torch.bmm(b.unsqueeze(1), back).squeeze(1)
-            to_e[part] = torch.bmm(back, a.unsqueeze(2)).squeeze(2)
-        return to_x, to_e, to_weight
+        to_x, to_e = torch.empty_like(x), torch.empty_like(e)
+        to_weight = weight.new_zeros(weight.shape[::-1], dtype=torch.float32)  # (F·H, N)
+        for start in range(0, len(x), ROWS):
+            part = slice(start, start + ROWS)
+            _gradients(x[part], e[part], weight, gradient[part].to(weight.dtype), (to_x[part], to_e[part], to_weight))
+        return to_x, to_e, to_weight.T
+
+
+def _gradients(x: Tensor, e: Tensor, weight: Tensor, gradient: Tensor, to: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Of one chunk. Whatever is large is forgotten before the next is made, so that they share their memory."""
+    to_x, to_e, to_weight = to
+    to_weight += product((e.T.contiguous().unsqueeze(1) * x.T.contiguous()).flatten(0, 1), gradient.T)
+    to_products = product(gradient, weight.T).view(len(x), e.shape[1], x.shape[1])  # (R, F, H)
+    torch.bmm(e.unsqueeze(1), to_products, out=to_x.unsqueeze(1))
+    torch.bmm(to_products, x.unsqueeze(2), out=to_e.unsqueeze(2))
 
 
 def _products(x: Tensor, e: Tensor) -> Tensor:
-    return (e.unsqueeze(2) * x.unsqueeze(1)).flatten(1)  # (R, H), (R, F) -> (R, F·H)
-
-
-def _rows(weight: Tensor) -> int:
-    return max(1, CHUNK // weight.shape[1])
+    """(R, H), (R, F) -> (R, F·H), as matrix products of one column and one row: faster than a broadcast."""
+    return torch.bmm(e.unsqueeze(2), x.unsqueeze(1)).flatten(1)
 
 
 class _CIN(nn.Module):
@@ -82,24 +85,24 @@ class _CIN(nn.Module):
                 f"feature_maps are positive, and even but for the last with split_half, received {tuple(maps)}"
             )
         self.filters = nn.ParameterList()
-        self.passed = [m // 2 if split_half else m for m in maps[:-1]] + [0]  # maps that go on to the next layer
-        self.shown = [m // 2 if split_half else m for m in maps[:-1]] + [maps[-1]]  # maps that go out
+        self.shown = [m // 2 if split_half else m for m in maps[:-1]] + [maps[-1]]  # maps that go out of each layer
         self.out_features = sum(self.shown)
         before = fields
-        for size, passed in zip(maps, self.passed, strict=True):
+        for size, shown in zip(maps, self.shown, strict=True):
             weight = nn.Parameter(torch.empty(size, fields * before))
             nn.init.xavier_uniform_(weight)
             self.filters.append(weight)
-            before = passed
+            before = shown  # as many go on to the next layer, the other half with split_half
 
     def forward(self, e: Float[Tensor, "B F D"]) -> Float[Tensor, "B P"]:
         size, fields, dim = e.shape
         start = e.transpose(1, 2).reshape(size * dim, fields)  # (B·D, F): each component of the vectors is a row
         x, pooled = start, []
-        for weight, passed, shown in zip(self.filters, self.passed, self.shown, strict=True):
-            x = self._compress(x, start, weight)  # (B·D, H)   Eq. (6)
-            pooled.append(x[:, -shown:].view(size, dim, shown).sum(1))  # (B, H)   Eq. (8)
-            x = x[:, :passed]
+        for weight, shown in zip(self.filters, self.shown, strict=True):
+            x = out = self._compress(x, start, weight)  # (B·D, H)   Eq. (6)
+            if shown < len(weight):
+                x, out = torch.split(out, shown, dim=1)
+            pooled.append(out.view(size, dim, shown).sum(1))  # (B, H)   Eq. (8)
         return torch.cat(pooled, dim=1)
 
     @staticmethod
