@@ -40,14 +40,18 @@ def test_pairs_are_those_of_a_double_loop(kind: str, matrices: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["all", "each", "interaction"])
-def test_gradients_by_chunks_are_those_of_autograd(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fibinet, "CHUNK", 2)  # three examples: a whole chunk and the rest
+@pytest.mark.parametrize("wide", [1, 24, 1000])  # a group for each left field, groups of one to three, one for all
+def test_pairs_times_weights_in_groups(kind: str, wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fibinet, "ROWS", 2)
+    monkeypatch.setattr(fibinet, "WIDE", wide)
     bilinear, e = _Bilinear(5, 4, kind), E.clone().requires_grad_()
-    which = {"all": lambda n, i: 0, "each": lambda n, i: i, "interaction": lambda n, i: n}[kind]
-    expected = torch.stack([(e[:, i] @ bilinear.weight[which(n, i)]) * e[:, j] for n, (i, j) in enumerate(PAIRS)], 1)
-    inputs = (e, bilinear.weight)
-    gradients = torch.autograd.grad(expected.square().sum(), inputs)
-    torch.testing.assert_close(torch.autograd.grad(bilinear(e).square().sum(), inputs), gradients, rtol=1e-4, atol=1e-5)
+    weight = torch.randn(3, 40, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    out, expected = bilinear.times(e, weight), bilinear(e).flatten(1) @ weight.T
+    torch.testing.assert_close(out, expected)
+    inputs = (e, bilinear.weight, weight)
+    gradients = (torch.autograd.grad(y.square().sum(), inputs) for y in (out, expected))
+    for got, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["all", "each", "interaction"])

@@ -15,6 +15,7 @@ Differs: the two bilinear layers have parameters of their own. `gate="sigmoid"` 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import Any
 
 import torch
@@ -25,13 +26,14 @@ from torch.autograd.function import once_differentiable
 from funnelrec.core.batch import Batch
 from funnelrec.core.config import keeps_config
 from funnelrec.core.nn.embedding import FieldEmbedding
-from funnelrec.core.nn.linear import Linear, to_autocast
+from funnelrec.core.nn.linear import Linear, linear, product, to_autocast
 from funnelrec.core.nn.mlp import MLP
 from funnelrec.core.schema import Spec
 
 __all__ = ["FiBiNET"]
 
-CHUNK = 512  #: examples whose pairs of one left field are made at a time
+ROWS = 2048  #: examples whose pairs are alive at a time
+WIDE = 2048  #: numbers of these pairs from which on they are multiplied and forgotten
 KINDS = ("all", "each", "interaction")
 GATES = {"relu": torch.relu, "sigmoid": torch.sigmoid}
 
@@ -63,73 +65,106 @@ class _Bilinear(nn.Module):
             nn.init.xavier_normal_(matrix)
 
     def forward(self, e: Float[Tensor, "B F D"]) -> Float[Tensor, "B P D"]:
-        fields, dim = e.shape[1:]
-        weight = self.weight.expand(fields - 1, dim, dim) if self.kind == "all" else self.weight
-        side_by_side = weight.transpose(0, 1).flatten(1)  # (D, M·D)
+        """The pairs (0, 1), (0, 2), …   Eq. (2)"""
+        matrices = self._side_by_side(e.shape[1])
+        turned = _turned(e, 0, torch.split(matrices, _widths(e.shape[1], matrices), dim=1))
+        return torch.cat([t * e[:, i + 1 :] for i, t in enumerate(turned)], dim=1)
+
+    def times(self, e: Float[Tensor, "B F D"], weight: Float[Tensor, "N PD"]) -> Float[Tensor, "B N"]:
+        """The product of all pairs, side by side, with the weights of a network; on CPU they are never all there."""
         if e.device.type != "cpu" or torch.compiler.is_exporting():  # chunks fix the batch size of a graph
-            left = [e[:, i] @ w for i, w in enumerate(torch.split(side_by_side, _widths(fields, side_by_side), dim=1))]
-            turned = [x.view(-1, x.shape[1] // dim, dim) * e[:, i + 1 :] for i, x in enumerate(left)]
-            return torch.cat(turned, dim=1)
-        pairs: Tensor = _Pairs.apply(e, side_by_side)  # type: ignore[no-untyped-call]
-        return pairs
+            return linear(self(e).flatten(1), weight)
+        out: Tensor = _PairsTimes.apply(e, self._side_by_side(e.shape[1]), weight)  # type: ignore[no-untyped-call]
+        return out
+
+    def _side_by_side(self, fields: int) -> Tensor:
+        weight = self.weight.expand(fields - 1, -1, -1) if self.kind == "all" else self.weight
+        return weight.transpose(0, 1).flatten(1)  # (D, M·D)
 
 
-def _widths(fields: int, weight: Tensor) -> list[int]:
-    """Columns of `weight` [D, M·D] that belong to each left field: a matrix for each of its pairs, or one for all."""
-    dim, columns = weight.shape
+def _widths(fields: int, matrices: Tensor) -> list[int]:
+    """Columns of `matrices` [D, M·D] that belong to each left field: one for each of its pairs, or one for all."""
+    dim, columns = matrices.shape
     own = columns > (fields - 1) * dim
     return [dim * (fields - 1 - i if own else 1) for i in range(fields - 1)]
 
 
-class _Pairs(torch.autograd.Function):
-    """Eq. (2): e [B, F, D] and the matrices side by side [D, M·D] -> [B, P, D], the pairs (0, 1), (0, 2), …
+def _turned(e: Tensor, first: int, matrices: Sequence[Tensor]) -> list[Tensor]:
+    """e_i W [R, n_i or 1, D] for the left fields from `first` on: all pairs of a field are one product."""
+    size, _, dim = e.shape
+    return [(e[:, i] @ w).view(size, w.shape[1] // dim, dim) for i, w in enumerate(matrices, first)]
 
-    All pairs of a left field are one matrix product and one multiplication with the fields behind it, which stand side
-    by side already. Nothing is gathered, and what is as large as the pairs is written once: the products e_i W are made
-    chunk by chunk inside the cache, forward and again backward.
+
+class _PairsTimes(torch.autograd.Function):
+    """e [B, F, D], the matrices side by side [D, M·D] and weights [N, P·D] -> [B, N], float32.
+
+    The pairs are (F - 1) / 2 times what goes in. They are made for some left fields and some examples at a time,
+    multiplied inside the cache and forgotten, forward and again backward.
     """
 
     @staticmethod
-    def forward(ctx: Any, e: Tensor, weight: Tensor) -> Tensor:
-        e, weight = to_autocast(e), to_autocast(weight)
-        ctx.save_for_backward(e, weight)
-        size, fields, dim = e.shape
-        out = e.new_empty(size, fields * (fields - 1) // 2, dim)
-        widths = _widths(fields, weight)
-        for part, rest in _chunks(e, out):
-            for i, (w, p) in enumerate(_by_left(weight, rest, widths)):
-                turned = (part[:, i] @ w).view(len(part), w.shape[1] // dim, dim)  # (R, n or 1, D)
-                torch.mul(turned, part[:, i + 1 :], out=p)
+    def forward(ctx: Any, e: Tensor, matrices: Tensor, weight: Tensor) -> Tensor:
+        e, matrices, weight = (to_autocast(t) for t in (e, matrices, weight))
+        ctx.save_for_backward(e, matrices, weight)
+        out = torch.zeros(len(e), len(weight), dtype=torch.promote_types(e.dtype, torch.float32))
+        for first, group, columns in _groups(e, matrices):
+            for rows in _rows(e):
+                pairs = _pairs(e[rows], first, _turned(e[rows], first, group))
+                out[rows] += product(pairs.flatten(1), weight[:, columns])
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        e, weight = ctx.saved_tensors
-        fields, dim = e.shape[1:]
-        exact = torch.promote_types(e.dtype, torch.float32)
-        to_e, to_weight = (torch.zeros_like(x, dtype=exact) for x in (e, weight))  # sums of many
-        widths = _widths(fields, weight)
-        for part, rest, to_part in _chunks(e, gradient.to(e.dtype), to_e):
-            of_weights = torch.split(to_weight, widths, dim=1)
-            for i, (w, g) in enumerate(_by_left(weight, rest, widths)):
-                left, right = part[:, i], part[:, i + 1 :]
-                to_part[:, i + 1 :] += g * (left @ w).view(len(part), w.shape[1] // dim, dim)
-                back = g * right  # (R, n, D)
-                back = back.flatten(1) if w.shape[1] == back.shape[1] * dim else back.sum(1)
-                of_weights[i].add_(left.T @ back)
-                to_part[:, i] += back @ w.T
-        return to_e, to_weight
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        e, matrices, weight = ctx.saved_tensors
+        g = gradient.to(e.dtype)
+        to_e, to_matrices = (torch.zeros_like(x, dtype=gradient.dtype) for x in (e, matrices))  # sums of many
+        to_weight = torch.empty_like(weight, dtype=gradient.dtype)
+        of_matrices = torch.split(to_matrices, _widths(e.shape[1], matrices), dim=1)
+        for first, group, columns in _groups(e, matrices):
+            total = torch.zeros_like(weight[:, columns].T, dtype=gradient.dtype)
+            for rows in _rows(e):
+                part, turned = e[rows], _turned(e[rows], first, group)
+                total += product(_pairs(part, first, turned).flatten(1).T, g[rows].T)
+                to_pairs = product(g[rows], weight[:, columns].T)
+                for i, t, back in zip(count(first), turned, _by_left(to_pairs, part, first, len(group)), strict=False):
+                    to_e[rows, i + 1 :] += back * t
+                    back = back * part[:, i + 1 :]  # (R, n, D), the gradient of e_i W
+                    back = back.flatten(1) if t.shape == back.shape else back.sum(1)
+                    of_matrices[i].add_(part[:, i].T @ back)
+                    to_e[rows, i] += back @ group[i - first].T
+            to_weight[:, columns] = total.T
+        return to_e, to_matrices, to_weight
 
 
-def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(torch.split(t, CHUNK) for t in tensors), strict=True)
+def _pairs(e: Tensor, first: int, turned: Sequence[Tensor]) -> Tensor:
+    """The pairs [R, n, D] of these left fields, the fields behind one standing side by side already."""
+    pairs = e.new_empty(len(e), sum(e.shape[1] - 1 - i for i in range(first, first + len(turned))), e.shape[2])
+    for i, t, out in zip(count(first), turned, _by_left(pairs, e, first, len(turned)), strict=False):
+        torch.mul(t, e[:, i + 1 :], out=out)
+    return pairs
 
 
-def _by_left(weight: Tensor, pairs: Tensor, widths: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each left field its matrices [D, n·D or D] and its pairs [R, n, D]."""
-    counts = [len(widths) - i for i in range(len(widths))]
-    return zip(torch.split(weight, widths, dim=1), torch.split(pairs, counts, dim=1), strict=True)
+def _by_left(pairs: Tensor, e: Tensor, first: int, lefts: int) -> Sequence[Tensor]:
+    """The pairs of each left field."""
+    counts = [e.shape[1] - 1 - i for i in range(first, first + lefts)]
+    return torch.split(pairs.view(len(e), -1, e.shape[2]), counts, dim=1)
+
+
+def _groups(e: Tensor, matrices: Tensor) -> Iterator[tuple[int, list[Tensor], slice]]:
+    """Neighbouring left fields: the first one, the matrices of each, and the columns of their pairs."""
+    _, fields, dim = e.shape
+    first, start, stop, group = 0, 0, 0, []
+    for i, w in enumerate(torch.split(matrices, _widths(fields, matrices), dim=1)):
+        group.append(w)
+        stop += (fields - 1 - i) * dim
+        if stop - start >= WIDE or i == fields - 2:
+            yield first, group, slice(start, stop)
+            first, start, group = i + 1, stop, []
+
+
+def _rows(e: Tensor) -> list[slice]:
+    return [slice(start, start + ROWS) for start in range(0, len(e), ROWS)]
 
 
 @keeps_config
@@ -173,8 +208,10 @@ class FiBiNET(nn.Module):
         """Logits [B] from `ids` and `numbers`."""
         first_order, e = self.embedding.with_linear(batch)  # (B,), (B, F, D)
         v = self.gate(e).unsqueeze(2) * e
-        pairs = torch.cat((self.plain(e), self.gated(v)), dim=1).flatten(1)  # (B, 2 P D)
         if self.deep is None:
-            return first_order + self.bias + pairs.sum(1)  # (B,)
-        logit: Tensor = first_order + self.deep(pairs).squeeze(1)  # (B,)   Eq. (3)
+            pairs: Tensor = self.plain(e) + self.gated(v)  # (B, P, D)
+            return first_order + self.bias + pairs.sum((1, 2))  # (B,)
+        to_plain, to_gated = self.deep.first.weight.chunk(2, dim=1)  # (H, P D) each
+        hidden = self.plain.times(e, to_plain) + self.gated.times(v, to_gated) + self.deep.first.bias
+        logit: Tensor = first_order + self.deep.after_first(hidden).squeeze(1)  # (B,)   Eq. (3)
         return logit

@@ -54,12 +54,25 @@ class MLP(nn.Module):
         self, x: Float[Tensor, "*shape D"], mask: Bool[Tensor, "*shape"] | None = None
     ) -> Float[Tensor, "*shape E"]:
         """`mask` (True = real) keeps padded positions out of the statistics of Dice and batch norm."""
-        for layer in self.layers:
+        return self.after_first(self.first(x), mask)  # (..., sizes[-1])
+
+    @property
+    def first(self) -> Linear:
+        """The first linear layer, for a model that multiplies with its weights while it makes what it multiplies."""
+        layer = self.layers[0]
+        assert isinstance(layer, Linear)
+        return layer
+
+    def after_first(
+        self, x: Float[Tensor, "*shape H"], mask: Bool[Tensor, "*shape"] | None = None
+    ) -> Float[Tensor, "*shape E"]:
+        """What follows the first linear layer, whose output is `x`."""
+        for layer in self.layers[1:]:
             x = layer(x, mask) if isinstance(layer, Dice | MaskedBatchNorm) else layer(x)
-        return x  # (..., sizes[-1])
+        return x
 
 
-def _linear(before: int, after: int) -> nn.Linear:
+def _linear(before: int, after: int) -> Linear:
     layer = Linear(before, after)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
