@@ -2,11 +2,11 @@
 
     python benchmarks/rankers.py --peer PYTHON [--threads 2] [--output benchmarks/results/rankers.json]
 
-PYTHON is the interpreter of an environment with torch and deepctr-torch; without it only our side runs. 39 categorical
-fields of geometric sizes, 1 M rows in all (AUC after one epoch of 327,680 rows on 65,536 others) or 10 M (speed alone,
-24 steps: the first ones touch memory for the first time), width 16, batch 4,096, MLP 400-400-400, Adam at 1e-3. Labels
-come from a planted model of single values, pairs and, for DIN and DIEN, of what the history of 50 items has to do with
-the item.
+PYTHON is the interpreter of an environment with torch, deepctr-torch and the requests that it imports; without it only
+our side runs. 39 categorical fields of geometric sizes, 1 M rows in all (AUC after one epoch of 327,680 rows on 65,536
+others) or 10 M (speed alone, 24 steps: the first ones touch memory for the first time), width 16, batch 4,096, MLP
+400-400-400, Adam at 1e-3. Labels come from a planted model of single values, pairs and, for DIN and DIEN, of what the
+history of 50 items has to do with the item.
 
 Ours is `fit` itself, batches included, in float32 and with bf16=True. The peer runs in a tight loop of its own model
 and dense Adam, without its penalties, which is faster than its `fit`. Each side is a process of its own; they take
@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -258,11 +257,7 @@ def match(model: str, rows: int, options: argparse.Namespace, folder: Path) -> d
     areas: dict[str, float] = {}
     for _ in range(steps // turn + 1):
         for name, process in sides.items():
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
+            line = go(process)
             if not line:
                 raise RuntimeError(f"{model}: the side '{name}' ended early; run it alone to see why")
             answer = json.loads(line)
@@ -278,6 +273,18 @@ def match(model: str, rows: int, options: argparse.Namespace, folder: Path) -> d
     if "peer" in speed:
         result["ratio"] = {name: speed[name] / speed["peer"] for name in ("float32", "bf16")}
     return result
+
+
+def go(process: subprocess.Popen[str]) -> str:
+    """Let one side work; its answer, nothing if it has ended."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    except BrokenPipeError:
+        return ""
+    return process.stdout.readline()
 
 
 def main() -> None:
@@ -296,6 +303,9 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", type=int, choices=PLANS, default=list(PLANS))
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    import torch
+
+    processor = torch.cpu.get_capabilities().get("cpu_name", "")
     results = []
     for rows in options.rows:
         with tempfile.TemporaryDirectory() as folder:
@@ -309,7 +319,7 @@ def main() -> None:
                 sys.stdout.write(f"{model} at {rows:,}: {shown}; {ratio}; AUC {areas}\n")
                 sys.stdout.flush()
                 if options.output:
-                    facts = {"command": " ".join(["python", *sys.argv]), "machine": platform.machine()}
+                    facts = {"command": " ".join(["python", *sys.argv]), "processor": processor}
                     text = {**facts, "cores": os.cpu_count(), "threads": options.threads, "results": results}
                     options.output.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
 

@@ -69,7 +69,6 @@ def test_both_sums_lay_out_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     for few in (500, 10):
         monkeypatch.setattr(module, "FEW", few)
         y = tsne(units, units[:, :2], perplexity=8)
-        inside = max(y[group == g].std(axis=0).max() for g in range(3))
-        centres = np.stack([y[group == g].mean(axis=0) for g in range(3)])
-        between = min(np.linalg.norm(centres[a] - centres[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
-        assert between > 3 * inside
+        distance = np.linalg.norm(y[:, None] - y[None], axis=2)
+        nearest = distance.argsort(axis=1)[:, 1:6]
+        assert (group[nearest] == group[:, None]).mean() > 0.85  # a third by chance

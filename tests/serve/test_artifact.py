@@ -173,13 +173,15 @@ def whole_versions(folder: Path) -> int:
     return int(contents.pop())
 
 
-def kill_while_saving(folder: Path, number: int, delay: float, save: object) -> None:
+def kill_while_saving(folder: Path, number: int, delay: float | None, save: object) -> None:
+    """Save in a process of its own, killed after `delay` seconds if there are any."""
     child = os.fork()
     if child == 0:
         save(folder, {"version": number}, version(number))  # type: ignore[operator]
         os._exit(0)
-    time.sleep(delay)
-    os.kill(child, signal.SIGKILL)
+    if delay is not None:
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
 
 
@@ -188,8 +190,9 @@ def test_fifty_kills_while_saving_leave_the_old_or_the_new(tmp_path: Path) -> No
     folder = tmp_path / "a"
     write_artifact(folder, {"version": 0}, version(0))
     started = time.perf_counter()
-    write_artifact(folder, {"version": 1}, version(1))
+    kill_while_saving(folder, 1, None, write_artifact)
     duration = time.perf_counter() - started
+    assert whole_versions(folder) == 1
     seen, current = set(), 1
     for number in range(2, 52):
         kill_while_saving(folder, number, random.uniform(0, 1.5 * duration), write_artifact)

@@ -127,12 +127,13 @@ class _PairsTimes(torch.autograd.Function):
                 part, turned = e[rows], _turned(e[rows], first, group)
                 total += product(_pairs(part, first, turned).flatten(1).T, g[rows].T)
                 to_pairs = product(g[rows], weight[:, columns].T)
-                for i, t, back in zip(count(first), turned, _by_left(to_pairs, part, first, len(group)), strict=False):
+                by_left = _by_left(to_pairs, part, first, len(group))
+                for i, w, t, back in zip(count(first), group, turned, by_left, strict=False):
                     to_e[rows, i + 1 :] += back * t
                     back = back * part[:, i + 1 :]  # (R, n, D), the gradient of e_i W
                     back = back.flatten(1) if t.shape == back.shape else back.sum(1)
                     of_matrices[i].add_(part[:, i].T @ back)
-                    to_e[rows, i] += back @ group[i - first].T
+                    to_e[rows, i] += back @ w.T
             to_weight[:, columns] = total.T
         return to_e, to_matrices, to_weight
 
