@@ -71,4 +71,4 @@ def test_both_sums_lay_out_alike(monkeypatch: pytest.MonkeyPatch) -> None:
         y = tsne(units, units[:, :2], perplexity=8)
         distance = np.linalg.norm(y[:, None] - y[None], axis=2)
         nearest = distance.argsort(axis=1)[:, 1:6]
-        assert (group[nearest] == group[:, None]).mean() > 0.85  # a third by chance
+        assert (group[nearest] == group[:, None]).mean() > 0.9  # a third by chance

@@ -181,7 +181,7 @@ def test_the_copy_task(copier: Transformer) -> None:
         return (rows == wanted).all(1).float().mean().item()
 
     for write in (greedy, partial(beam_search, width=4)):
-        assert copied(copier, write) > 0.95
+        assert copied(copier, write) > 0.97
         assert copied(small().eval(), write) < 0.1  # an untrained model does not copy
 
 
